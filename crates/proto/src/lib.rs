@@ -1,0 +1,16 @@
+//! The wire: code generated from `proto/hostel/v1/hostel.proto`, how failures travel in a gRPC status, and the limits
+//! that both ends keep.
+//!
+//! Not for: connections to real sockets (the programs make those) or anything that a message means. A foundation.
+
+mod failure;
+pub mod limits;
+
+pub use failure::{failure_of, status_of};
+
+/// Messages and services of generation 1.
+#[expect(missing_docs, clippy::pedantic, reason = "generated code; the documentation is in the .proto")]
+#[expect(unreachable_pub, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("hostel.v1");
+}

@@ -1,0 +1,1 @@
+//! Passing descriptors over unix sockets (SCM_RIGHTS, unix(7)).

@@ -1,0 +1,1 @@
+//! Lock files that name their holder (flock(2)).

@@ -1,0 +1,1 @@
+//! Anonymous memory files (memfd_create(2)).

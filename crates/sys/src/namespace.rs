@@ -1,0 +1,1 @@
+//! Namespaces (namespaces(7), clone(2), setns(2)).

@@ -1,0 +1,1 @@
+//! Pseudoterminals (pty(7)).

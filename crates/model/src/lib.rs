@@ -7,12 +7,14 @@ mod bytes;
 mod failure;
 mod id;
 mod name;
+mod paths;
 pub mod tree;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use failure::{ErrorCode, Failure, FailureKind};
 pub use id::{DistroId, SessionId, Token};
 pub use name::{DistroName, NameError};
+pub use paths::Paths;
 
 /// The version of the contract between client, daemon and guest that this build speaks.
 ///

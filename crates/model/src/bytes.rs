@@ -3,7 +3,19 @@
 use std::{fmt, str::FromStr};
 
 /// A number of bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
@@ -47,7 +59,10 @@ impl FromStr for Bytes {
     /// upper case, no space and no fraction (CLI-26). Unlike the reference, overflow is an error.
     fn from_str(text: &str) -> Result<Self, ParseBytesError> {
         let malformed = || ParseBytesError::Malformed(text.to_owned());
-        let end = text.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
+        let end = text
+            .bytes()
+            .position(|b| !b.is_ascii_digit())
+            .unwrap_or(text.len());
         let (digits, unit) = text.split_at(end);
         if digits.is_empty() || (digits.len() > 1 && digits.bytes().all(|b| b == b'0')) {
             return Err(malformed());
@@ -121,7 +136,13 @@ mod tests {
 
     #[test]
     fn sizes_print_with_a_fitting_unit() {
-        for (n, want) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (200 << 20, "200 MiB"), (1 << 40, "1.0 TiB")] {
+        for (n, want) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (200 << 20, "200 MiB"),
+            (1 << 40, "1.0 TiB"),
+        ] {
             assert_eq!(Bytes(n).to_string(), want);
         }
     }

@@ -30,7 +30,11 @@ pub struct Failure {
 impl Failure {
     /// Makes a failure without hints.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hints: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            hints: Vec::new(),
+        }
     }
 
     /// Adds a next step.
@@ -188,7 +192,11 @@ mod tests {
     fn codes_have_distinct_texts_that_read_back() {
         for (i, code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(ErrorCode::from_text(code.as_str()), Some(*code));
-            assert!(ErrorCode::ALL[..i].iter().all(|c| c.as_str() != code.as_str()));
+            assert!(
+                ErrorCode::ALL[..i]
+                    .iter()
+                    .all(|c| c.as_str() != code.as_str())
+            );
         }
     }
 
@@ -198,6 +206,9 @@ mod tests {
         #[error("cannot open `x`")]
         struct Outer(#[source] std::io::Error);
         let error = Outer(std::io::Error::other("broken"));
-        assert_eq!(Failure::from_error(ErrorCode::File, &error).message, "cannot open `x`: broken");
+        assert_eq!(
+            Failure::from_error(ErrorCode::File, &error).message,
+            "cannot open `x`: broken"
+        );
     }
 }

@@ -7,7 +7,9 @@ use std::{fmt, str::FromStr};
 /// Narrower than the reference (REG-1: up to 256, any first character) on purpose: a name that begins with `-` or `.`
 /// cannot be typed safely as an argument or a path, and a host name has room for 64. `legacy` is refused as there.
 /// Two names that differ only in case are the same name (REG-2, LIST-8): compare with [`DistroName::same`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct DistroName(String);
 
@@ -21,7 +23,9 @@ pub enum NameError {
     #[error("`{0}` is longer than the 64 characters a distribution name may have")]
     TooLong(String),
     /// A character outside letters, digits, `.`, `_`, `-`.
-    #[error("`{name}` cannot be a distribution name because of `{bad}`; use letters, digits, `.`, `_` and `-`")]
+    #[error(
+        "`{name}` cannot be a distribution name because of `{bad}`; use letters, digits, `.`, `_` and `-`"
+    )]
     BadCharacter {
         /// The refused name, escaped.
         name: String,
@@ -45,7 +49,10 @@ impl DistroName {
         if text.is_empty() {
             return Err(NameError::Empty);
         }
-        if let Some(bad) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
+        if let Some(bad) = text
+            .chars()
+            .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')))
+        {
             let shown: String = text.chars().take(Self::MAX).collect();
             return Err(NameError::BadCharacter {
                 name: shown.escape_debug().to_string(),
@@ -110,13 +117,37 @@ mod tests {
     /// REG-1, REG-2.
     #[test]
     fn names_are_checked_at_the_door() {
-        for good in ["a", "Debian", "debian-13", "x_1.2", "_x", "9front", &"a".repeat(64)] {
+        for good in [
+            "a",
+            "Debian",
+            "debian-13",
+            "x_1.2",
+            "_x",
+            "9front",
+            &"a".repeat(64),
+        ] {
             assert!(DistroName::parse(good).is_ok(), "{good}");
         }
-        for bad in ["", "-x", ".x", "a b", "a/b", "é", "legacy", "LEGACY", "a\n", "..", &"a".repeat(65)] {
+        for bad in [
+            "",
+            "-x",
+            ".x",
+            "a b",
+            "a/b",
+            "é",
+            "legacy",
+            "LEGACY",
+            "a\n",
+            "..",
+            &"a".repeat(65),
+        ] {
             assert!(DistroName::parse(bad).is_err(), "{bad}");
         }
-        assert!(DistroName::parse("Debian").unwrap().same(&DistroName::parse("dEBIAN").unwrap()));
+        assert!(
+            DistroName::parse("Debian")
+                .unwrap()
+                .same(&DistroName::parse("dEBIAN").unwrap())
+        );
     }
 
     proptest::proptest! {

@@ -30,7 +30,11 @@ pub fn status_of(failure: &Failure) -> Status {
 
 /// Unpacks a failure from a status; one that did not come from us gets a code that fits.
 pub fn failure_of(status: &Status) -> Failure {
-    let code = status.metadata().get(CODE).and_then(|v| v.to_str().ok()).and_then(ErrorCode::from_text);
+    let code = status
+        .metadata()
+        .get(CODE)
+        .and_then(|v| v.to_str().ok())
+        .and_then(ErrorCode::from_text);
     let mut message = status.message().to_owned();
     if message.is_empty() {
         message = format!("the peer answered `{}`", status.code().description());
@@ -54,7 +58,11 @@ pub fn failure_of(status: &Status) -> Failure {
             text
         })
         .collect();
-    Failure { code, message, hints }
+    Failure {
+        code,
+        message,
+        hints,
+    }
 }
 
 /// Cuts a text at [`MAX_TEXT`], on a character boundary.
@@ -74,7 +82,9 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_wire() {
-        let failure = Failure::new(ErrorCode::DistroNotFound, "no distribution `é`").hint("hostel list").hint("ü");
+        let failure = Failure::new(ErrorCode::DistroNotFound, "no distribution `é`")
+            .hint("hostel list")
+            .hint("ü");
         assert_eq!(failure_of(&status_of(&failure)), failure);
     }
 

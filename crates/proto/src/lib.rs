@@ -9,8 +9,11 @@ pub mod limits;
 pub use failure::{failure_of, status_of};
 
 /// Messages and services of generation 1.
-#[expect(missing_docs, clippy::pedantic, reason = "generated code; the documentation is in the .proto")]
-#[expect(unreachable_pub, reason = "generated code")]
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    reason = "generated code; the documentation is in the .proto"
+)]
 pub mod v1 {
     tonic::include_proto!("hostel.v1");
 }

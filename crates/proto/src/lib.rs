@@ -11,7 +11,9 @@ pub use failure::{failure_of, status_of};
 /// Messages and services of generation 1.
 #[expect(
     missing_docs,
+    clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the documentation is in the .proto"
 )]
 pub mod v1 {

@@ -221,7 +221,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.lock");
         let old = LockFile::try_acquire(&path).unwrap();
-        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        rustix::fs::rename(&path, dir.path().join("moved")).unwrap();
         let new = LockFile::try_acquire(&path).unwrap();
         assert!(matches!(
             LockFile::try_acquire(&path),

@@ -351,7 +351,10 @@ impl Drop for Child {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead as _, Read as _, Write as _};
+    use std::{
+        fs::OpenOptions,
+        io::{BufRead as _, Read as _, Write as _},
+    };
 
     fn sh(script: &str) -> Spawn {
         let mut spawn = Spawn::new("/bin/sh");
@@ -375,7 +378,7 @@ mod tests {
     #[test]
     fn a_descriptor_is_inherited_by_its_number_and_no_other_is() {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let other = std::fs::File::open("/dev/zero").unwrap();
+        let other = OpenOptions::new().read(true).open("/dev/zero").unwrap();
         let other_number = other.as_raw_fd();
         let mut spawn = Spawn::new("/bin/sh");
         let number = spawn.inherit(writer.into());

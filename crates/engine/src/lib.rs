@@ -1,1 +1,23 @@
-//! Placeholder until the first commit of this crate.
+//! What Hostel does: the registry of distributions, the life of the VM and of each distribution, sessions, imports and
+//! exports, and the durable state behind them.
+//!
+//! Not for: sockets and services of the API (the daemon), or how anything is done (the mechanisms). Uses every mechanism
+//! and foundation; only programs use it.
+
+mod distro;
+mod engine;
+mod flight;
+pub mod hypervisor;
+mod idle;
+pub mod layout;
+pub mod lifecycle;
+pub mod registry;
+mod session;
+pub mod state;
+pub mod streams;
+mod task;
+mod vm;
+
+pub use engine::{Engine, Timeouts, open_home};
+pub use session::SessionEvents;
+pub use task::TaskSink;

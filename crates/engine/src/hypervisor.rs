@@ -1,0 +1,101 @@
+//! The narrow seam between the life of the VM and what makes one: real QEMU in production, a fake agent in tests.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use hostel_model::Failure;
+use hostel_proto::v1;
+
+use crate::streams::GuestStream;
+
+/// Makes VMs.
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Starts a VM and waits until its agent has dialled in; on failure nothing of it is left.
+    ///
+    /// `warn` takes what the user should know although it goes on.
+    fn boot<'a>(
+        &'a self,
+        warn: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<Booted, Failure>>;
+}
+
+/// A VM whose agent has dialled in.
+pub struct Booted {
+    /// The machine itself.
+    pub machine: Arc<dyn Machine>,
+    /// The agent's connection, on which it serves.
+    pub control: GuestStream,
+    /// What the agent is told first.
+    pub configure: v1::ConfigureRequest,
+    /// What there is to say about the VM.
+    pub info: VmInfo,
+    /// The disk with modules to attach and mount, read-only.
+    pub modules: Option<DiskPlan>,
+}
+
+/// What does not change while a VM runs.
+#[derive(Clone, Debug, Default)]
+pub struct VmInfo {
+    /// kvm | tcg
+    pub accel: String,
+    /// Why.
+    pub accel_reason: String,
+    /// QEMU's process id.
+    pub qemu_pid: u32,
+    /// QEMU's version.
+    pub qemu_version: String,
+    /// The full machine name.
+    pub machine: String,
+    /// vhost-vsock | vhost-user-vsock
+    pub channel: String,
+    /// The upper bound of its memory.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// How it reaches the network.
+    pub network: v1::NetworkStatus,
+}
+
+/// A disk to attach.
+#[derive(Clone, Debug)]
+pub struct DiskPlan {
+    /// The image.
+    pub path: PathBuf,
+    /// The serial by which the guest finds it.
+    pub serial: String,
+    /// What the image is.
+    pub kind: DiskKind,
+}
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A writable qcow2 overlay.
+    Overlay,
+    /// A raw image, attached read-only.
+    RawReadOnly,
+}
+
+/// One running machine. Dropping the last handle ends it.
+pub trait Machine: Send + Sync {
+    /// Attaches a disk.
+    fn attach<'a>(&'a self, disk: &'a DiskPlan) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Detaches a disk that the guest does not use any more; one that is not attached is success.
+    fn detach<'a>(&'a self, serial: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Waits until the machine has ended and says how, with the tail of its console.
+    fn ended(&self) -> BoxFuture<'_, String>;
+
+    /// Ends the machine at once; returns when it is gone.
+    fn kill(&self) -> BoxFuture<'_, ()>;
+
+    /// Waits for the next connection of an agent; `None` when there will be none.
+    fn agent_dials(&self) -> BoxFuture<'_, Option<GuestStream>>;
+
+    /// Waits for the guest's next connection to the stream port, its token not read yet; `None` when there will be none.
+    fn stream_dials(&self) -> BoxFuture<'_, Option<GuestStream>>;
+
+    /// Returns the memory that the host holds for it now, in bytes.
+    fn resident_bytes(&self) -> u64;
+}

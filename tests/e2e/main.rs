@@ -1,0 +1,60 @@
+//! End-to-end tests with real VMs, real distributions and real packets.
+//!
+//! Everything happens in a world of its own (`hostel_tests::world`): a network namespace with a made-up internet. The
+//! tests of `spine`, `sessions`, `users` and `network` share one VM; those of `bad_days`, `archives` and `lifecycle`
+//! each have a home of their own.
+
+mod archives;
+mod bad_days;
+mod lifecycle;
+mod network;
+mod sessions;
+mod shared;
+mod spine;
+mod users;
+
+use std::process::ExitCode;
+
+use hostel_testkit::Need;
+use hostel_tests::world;
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args().nth(1).as_deref() == Some(world::internet::ROLE) {
+        world::internet::serve()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut arguments = Arguments::from_args();
+    let mut trials: Vec<Trial> = Vec::new();
+    for (module, tests) in [
+        ("spine", spine::TESTS),
+        ("sessions", sessions::TESTS),
+        ("users", users::TESTS),
+        ("network", network::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("archives", archives::TESTS),
+        ("bad_days", bad_days::TESTS),
+    ] {
+        for (name, test) in tests {
+            trials.push(Trial::test(format!("{module}::{name}"), move || {
+                test();
+                Ok(())
+            }));
+        }
+    }
+    if !arguments.list {
+        for need in [Need::Root, Need::Program("qemu-system-x86_64"), Need::Program("mmdebstrap")] {
+            if hostel_testkit::require("e2e", need).is_none() {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        // What comes from the real network is fetched before the door closes.
+        shared::prepare()?;
+        world::enter()?;
+    }
+    // A VM under TCG fills a core; more at a time only makes each one late.
+    arguments.test_threads.get_or_insert(2);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    shared::close();
+    Ok(conclusion.exit_code())
+}

@@ -1,0 +1,201 @@
+//! A state directory of a test's own, with the built programs over it.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::run::{DEADLINE, Output, Running, until};
+
+/// A home and a runtime directory; dropping it ends everything that runs in them and checks that nothing is left.
+pub struct Home {
+    dir: tempfile::TempDir,
+    env: Vec<(String, String)>,
+}
+
+impl Home {
+    /// Makes an empty home. The path is short, because unix sockets live in it.
+    pub fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ht").rand_bytes(5).tempdir_in("/tmp")?;
+        fs_err::create_dir(dir.path().join("h"))?;
+        // Two machines of the test suite may run at the same time on a small host.
+        fs_err::create_dir_all(dir.path().join("c/hostel"))?;
+        fs_err::write(dir.path().join("c/hostel/hostel.conf"), "[wsl2]\nmemory=1GB\nprocessors=2\n")?;
+        Ok(Self { dir, env: Vec::new() })
+    }
+
+    /// Makes a home whose kernel is the one that was fetched for all tests.
+    pub fn with_kernel() -> Result<Self> {
+        let home = Self::new()?;
+        home.adopt_kernel(&crate::world::kernel_store()?)?;
+        Ok(home)
+    }
+
+    /// Copies an installed kernel store into this home.
+    pub fn adopt_kernel(&self, store: &Path) -> Result<()> {
+        let to = self.path().join("kernels");
+        let output = crate::run::host("cp", &[OsStr::new("-a"), store.as_os_str(), to.as_os_str()])?;
+        output.ok();
+        Ok(())
+    }
+
+    /// Adds a variable to the environment of every command (and so of the daemon that the first one starts).
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Returns `HOSTEL_HOME`.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("h")
+    }
+
+    /// Returns `HOSTEL_RUNTIME_DIR`.
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.path().join("r")
+    }
+
+    /// Returns the configuration file that the daemon reads.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("c/hostel/hostel.conf")
+    }
+
+    /// Returns a scratch path beside the home.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Prepares `hostel` with arguments, in this home.
+    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(crate::world::program("hostel"));
+        command.args(args);
+        self.prepare(&mut command);
+        command
+    }
+
+    /// Sets the environment of a command to this home.
+    pub fn prepare(&self, command: &mut Command) {
+        command
+            .env("HOSTEL_HOME", self.path())
+            .env("HOSTEL_RUNTIME_DIR", self.runtime())
+            .env("XDG_CONFIG_HOME", self.dir.path().join("c"))
+            .env_remove("WSLENV")
+            .env("TERM", "xterm-256color")
+            .envs(self.env.iter().map(|(n, v)| (n, v)));
+    }
+
+    /// Runs `hostel` to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
+        self.start(args).wait(DEADLINE).expect("the command ends in time")
+    }
+
+    /// Runs `hostel` to its end with `input` on its standard input.
+    pub fn run_with<S: AsRef<OsStr>>(&self, args: &[S], input: impl Into<Vec<u8>>) -> Output {
+        Running::start(&mut self.command(args), Some(input.into()))
+            .and_then(|running| running.wait(DEADLINE))
+            .expect("the command ends in time")
+    }
+
+    /// Starts `hostel` without waiting for its end.
+    pub fn start<S: AsRef<OsStr>>(&self, args: &[S]) -> Running {
+        Running::start(&mut self.command(args), None).expect("the program is built")
+    }
+
+    /// Runs one command line through the shell of a distribution.
+    pub fn sh(&self, distro: &str, line: &str) -> Output {
+        self.run(&["-d", distro, "--", line])
+    }
+
+    /// Runs a verb with `--json` and returns what it printed.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let text = self.run(&all).ok();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?} printed no JSON ({e}): {text}"))
+    }
+
+    /// Imports an archive under a name.
+    pub fn import(&self, name: &str, archive: &Path) {
+        self.run(&[OsStr::new("import"), OsStr::new(name), archive.as_os_str()]).ok();
+    }
+
+    /// Returns the daemon's process id, when one runs.
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.pids_of("hosteld").first().copied()
+    }
+
+    /// Returns the process ids of QEMU machines of this home.
+    pub fn qemu_pids(&self) -> Vec<u32> {
+        self.pids_of("qemu-system-x86")
+    }
+
+    /// Returns processes named `comm` that were started for this home: they carry its runtime directory in their
+    /// environment.
+    fn pids_of(&self, comm: &str) -> Vec<u32> {
+        let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
+        processes()
+            .into_iter()
+            .filter(|pid| {
+                let name = fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                comm.starts_with(name.trim_end())
+                    && !name.is_empty()
+                    && environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
+            })
+            .collect()
+    }
+
+    /// Returns every process that was started for this home.
+    pub fn all_pids(&self) -> Vec<u32> {
+        let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
+        processes()
+            .into_iter()
+            .filter(|pid| *pid != std::process::id())
+            .filter(|pid| {
+                let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
+            })
+            .collect()
+    }
+
+    /// Ends everything of this home in an orderly way and checks that no process is left.
+    pub fn close(&self) -> Result<()> {
+        if let Some(pid) = self.daemon_pid() {
+            kill(pid, rustix::process::Signal::TERM);
+        }
+        let left = until("processes of the home end", Duration::from_secs(60), || {
+            self.all_pids().is_empty().then_some(())
+        });
+        left.with_context(|| format!("left: {:?}", self.all_pids()))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            for pid in self.all_pids() {
+                kill(pid, rustix::process::Signal::KILL);
+            }
+            assert!(std::thread::panicking(), "{error:#}");
+        }
+    }
+}
+
+/// Sends a signal to a process of ours.
+pub fn kill(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Returns all process ids of the host.
+fn processes() -> Vec<u32> {
+    let Ok(entries) = fs_err::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).collect()
+}

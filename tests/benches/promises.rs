@@ -245,19 +245,10 @@ impl BareBoot {
             words.iter().position(|w| w == switch).and_then(|i| words.get(i + 1)).cloned()
         };
         let dir = tempfile::tempdir_in(home.scratch("").parent().unwrap_or(Path::new("/tmp")))?;
-        let tree = dir.path().join("t");
-        for sub in ["bin", "dev"] {
-            fs_err::create_dir_all(tree.join(sub))?;
-        }
         let init = "#!/bin/busybox sh\n/bin/busybox echo BARE-INIT-IS-THERE\n/bin/busybox poweroff -f\n";
-        fs_err::write(tree.join("init"), init)?;
+        let busybox = host("sh", &["-c", "command -v busybox"])?.ok();
         let initrd = dir.path().join("i.cpio");
-        let make = format!(
-            "cd {} && cp $(command -v busybox) bin/busybox && chmod 755 init && mknod dev/console c 5 1 && find . | cpio -o -H newc --quiet > {}",
-            tree.display(),
-            initrd.display()
-        );
-        host("sh", &["-ec", &make])?.ok();
+        fs_err::write(&initrd, newc(init.as_bytes(), &fs_err::read(busybox)?))?;
         // Without the descriptor-backed memory object and the devices: only what a boot needs.
         let machine = value("-machine").or_else(|| value("-M")).context("-machine")?;
         let machine = machine.split(',').filter(|p| !p.starts_with("memory-backend")).collect::<Vec<_>>().join(",");
@@ -305,6 +296,34 @@ impl BareBoot {
         child.wait()?;
         seen.context("the bare boot says nothing")
     }
+}
+
+/// Packs the smallest initramfs that says it is there: `/init`, `/bin/busybox` and `/dev/console`.
+fn newc(init: &[u8], busybox: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut inode = 0;
+    let mut add = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
+        inode += 1;
+        let fields = [
+            inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0,
+        ];
+        out.extend_from_slice(b"070701");
+        for field in fields {
+            out.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        out.extend_from_slice(name.as_bytes());
+        out.push(0);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(4), 0);
+    };
+    add("bin", 0o040_755, (0, 0), &[]);
+    add("bin/busybox", 0o100_755, (0, 0), busybox);
+    add("dev", 0o040_755, (0, 0), &[]);
+    add("dev/console", 0o020_600, (5, 1), &[]);
+    add("init", 0o100_755, (0, 0), init);
+    add("TRAILER!!!", 0, (0, 0), &[]);
+    out
 }
 
 /// Writes the table.

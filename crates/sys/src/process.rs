@@ -145,16 +145,18 @@ pub enum End {
 pub enum Reaped {
     /// This child has ended and is gone now.
     Child(Pid, End),
+    /// This child was stopped by this signal.
+    Stopped(Pid, u8),
     /// There are children, all still running.
     Running,
     /// There are no children.
     None,
 }
 
-/// Takes one ended child, without waiting.
+/// Takes one child that ended or was stopped, without waiting.
 pub fn reap() -> io::Result<Reaped> {
     loop {
-        match rustix::process::wait(WaitOptions::NOHANG) {
+        match rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             Ok(None) => return Ok(Reaped::Running),
             Ok(Some((pid, status))) => {
                 if let Some(code) = status.exit_status() {
@@ -170,6 +172,9 @@ pub fn reap() -> io::Result<Reaped> {
                             core,
                         },
                     ));
+                }
+                if let Some(signal) = status.stopping_signal() {
+                    return Ok(Reaped::Stopped(pid, signal as u8));
                 }
             }
             Err(Errno::CHILD) => return Ok(Reaped::None),

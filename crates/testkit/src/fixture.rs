@@ -6,11 +6,9 @@ use std::{
     process::Command,
 };
 
-use crate::{
-    Deadline, Need,
-    need::{find_program, require, skip},
-    process::run,
-};
+use anyhow::Context as _;
+
+use crate::{Deadline, Need, need::find_program, process::run};
 
 /// How long a distribution may take to be made.
 const MAKING: u64 = 600;
@@ -21,29 +19,28 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// Returns the directory where fixtures are kept between runs; makes it.
-///
-/// # Panics
-///
-/// When it cannot be made.
-pub fn cache_dir() -> PathBuf {
+pub fn cache_dir() -> anyhow::Result<PathBuf> {
     let dir = std::env::var_os("HOSTEL_TEST_CACHE")
         .map_or_else(|| target_dir().join("test-cache"), PathBuf::from);
-    fs_err::create_dir_all(&dir).expect("the cache of test fixtures can be made");
-    dir
+    fs_err::create_dir_all(&dir)?;
+    Ok(dir)
 }
 
 /// Returns the path of a fixture, making it when it is not there. Only one process makes it; others wait.
 ///
 /// `make` is given a path that does not exist, and makes a file or a directory there; it counts when `make` returns.
-pub fn cached(name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<PathBuf> {
-    cached_in(&cache_dir(), name, make)
+pub fn cached(
+    name: &str,
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    cached_in(&cache_dir()?, name, make)
 }
 
 fn cached_in(
     dir: &Path,
     name: &str,
-    make: impl FnOnce(&Path) -> io::Result<()>,
-) -> io::Result<PathBuf> {
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let path = dir.join(name);
     let lock = fs_err::OpenOptions::new()
         .create(true)
@@ -68,13 +65,9 @@ fn cached_in(
 /// Returns a tar of a small Debian (minbase with procps and iproute2) of a suite (`bookworm`, `trixie`), made by
 /// mmdebstrap from the mirror that this host's apt uses.
 ///
-/// `None`, with the test told as skipped, when mmdebstrap or the archive is not there.
-pub fn debian_tar(suite: &str) -> Option<PathBuf> {
-    let name = format!("debian-{suite}.tar");
-    if !cache_dir().join(&name).exists() {
-        require(&[Need::Program("mmdebstrap")])?;
-    }
-    let made = cached(&name, |path| {
+/// Fails when mmdebstrap is not installed or the archive cannot be reached, unless it was made before.
+pub fn debian_tar(suite: &str) -> anyhow::Result<PathBuf> {
+    cached(&format!("debian-{suite}.tar"), |path| {
         let mode = if Need::Root.missing().is_none() {
             "root"
         } else {
@@ -97,11 +90,12 @@ pub fn debian_tar(suite: &str) -> Option<PathBuf> {
         if ran.status.success() {
             Ok(())
         } else {
-            Err(io::Error::other(last_lines(&ran.err())))
+            anyhow::bail!(
+                "mmdebstrap cannot make Debian {suite}: {}",
+                last_lines(&ran.err())
+            )
         }
-    });
-    made.map_err(|e| skip(&format!("cannot make Debian {suite}: {e}")))
-        .ok()
+    })
 }
 
 /// Returns the mirror of Debian's main archive that apt uses here; `None` on other distributions.
@@ -123,12 +117,12 @@ fn debian_mirror() -> Option<String> {
 
 /// Returns a package of Debian's cloud kernel: what `HOSTEL_TEST_KERNEL_DEB` names, else fetched by apt once.
 ///
-/// `None`, with the test told as skipped, when apt does not know it.
-pub fn kernel_deb() -> Option<PathBuf> {
+/// Fails when apt does not know it or cannot fetch it, unless it was fetched before.
+pub fn kernel_deb() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("HOSTEL_TEST_KERNEL_DEB") {
-        return Some(path.into());
+        return Ok(path.into());
     }
-    let made = cached("linux-image-cloud-amd64.deb", |path| {
+    cached("linux-image-cloud-amd64.deb", |path| {
         let shown = Command::new("apt-cache")
             .args(["depends", "--important", "linux-image-cloud-amd64"])
             .env("LC_ALL", "C")
@@ -137,7 +131,7 @@ pub fn kernel_deb() -> Option<PathBuf> {
         let package = text
             .lines()
             .find_map(|l| l.trim().strip_prefix("Depends: linux-image-"))
-            .ok_or_else(|| io::Error::other("apt does not know linux-image-cloud-amd64"))?;
+            .context("apt does not know linux-image-cloud-amd64")?;
         let dir = tempfile::tempdir()?;
         let mut command = Command::new("apt-get");
         command
@@ -145,44 +139,30 @@ pub fn kernel_deb() -> Option<PathBuf> {
             .current_dir(dir.path());
         let ran = run(&mut command, b"", Deadline::secs(MAKING));
         if !ran.status.success() {
-            return Err(io::Error::other(last_lines(&ran.err())));
+            anyhow::bail!("apt cannot fetch it: {}", last_lines(&ran.err()));
         }
         let file = fs_err::read_dir(dir.path())?
             .next()
-            .ok_or_else(|| io::Error::other("apt fetched nothing"))??;
+            .context("apt fetched nothing")??;
         fs_err::copy(file.path(), path)?;
         Ok(())
-    });
-    made.map_err(|e| skip(&format!("no kernel package: {e}")))
-        .ok()
+    })
 }
 
 /// Returns a tar of a very small system around busybox: every applet, `root` and an ordinary user `user` (1000, in the
 /// group `staff`), both without a password.
 ///
-/// `None`, with the test told as skipped, when there is no static busybox.
-pub fn busybox_tar() -> Option<PathBuf> {
-    let Some(busybox) = find_program("busybox") else {
-        skip("no program `busybox` (package busybox-static)");
-        return None;
-    };
-    match is_static(&busybox) {
-        Ok(true) => {}
-        Ok(false) => {
-            skip("busybox is not static (package busybox-static)");
-            return None;
-        }
-        Err(error) => {
-            skip(&format!("busybox cannot be read: {error}"));
-            return None;
-        }
+/// Fails when there is no static busybox (package busybox-static).
+pub fn busybox_tar() -> anyhow::Result<PathBuf> {
+    let busybox = find_program("busybox").context("no program `busybox`")?;
+    if !is_static(&busybox)? {
+        anyhow::bail!("`{}` is not static", busybox.display());
     }
-    let made = cached("busybox.tar", |path| {
+    cached("busybox.tar", |path| {
         let applets = Command::new(&busybox).arg("--list").output()?;
-        write_busybox(path, &busybox, &String::from_utf8_lossy(&applets.stdout))
-    });
-    made.map_err(|e| skip(&format!("cannot make the busybox system: {e}")))
-        .ok()
+        write_busybox(path, &busybox, &String::from_utf8_lossy(&applets.stdout))?;
+        Ok(())
+    })
 }
 
 /// Tells whether a program needs no loader: no program header of the type that names one (`PT_INTERP`).
@@ -311,14 +291,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let failed = cached_in(dir.path(), "x", |path| {
             fs_err::write(path, "half")?;
-            Err(io::Error::other("no"))
+            anyhow::bail!("no")
         });
         assert!(failed.is_err() && !dir.path().join("x").exists());
         for n in 0..2 {
             let path = cached_in(dir.path(), "x", |path| {
                 assert_eq!(n, 0, "made a second time");
                 assert!(!path.exists());
-                fs_err::write(path, "whole")
+                Ok(fs_err::write(path, "whole")?)
             });
             assert_eq!(fs_err::read_to_string(path.unwrap()).unwrap(), "whole");
         }
@@ -326,7 +306,15 @@ mod tests {
 
     #[test]
     fn the_busybox_system_has_a_shell_and_users() {
-        let Some(path) = busybox_tar() else { return };
+        let path = match busybox_tar() {
+            Ok(path) => path,
+            Err(error) => {
+                return crate::skip(
+                    "the_busybox_system_has_a_shell_and_users",
+                    &error.to_string(),
+                );
+            }
+        };
         let mut archive = tar::Archive::new(fs_err::File::open(path).unwrap());
         let names: Vec<PathBuf> = archive
             .entries()

@@ -74,32 +74,31 @@ impl fmt::Display for Need {
     }
 }
 
-/// Checks what a test needs; when something is missing, tells so and returns `None`.
+/// Checks what a test needs; when it is missing, tells so under the test's name and returns `None`.
 ///
 /// ```no_run
 /// # use hostel_testkit::{Need, require};
-/// fn a_test() {
-///     let Some(()) = require(&[Need::Root, Need::Program("qemu-img")]) else { return };
+/// fn a_test() -> Option<()> {
+///     require("a_test", Need::Root)?;
+///     require("a_test", Need::Program("qemu-img"))?;
+///     Some(())
 /// }
 /// ```
 #[must_use]
-pub fn require(needs: &[Need]) -> Option<()> {
-    for need in needs {
-        if let Some(why) = need.missing() {
-            skip(&format!("needs {need}: {why}"));
-            return None;
+pub fn require(test: &str, need: Need) -> Option<()> {
+    match need.missing() {
+        None => Some(()),
+        Some(why) => {
+            skip(test, &format!("needs {need}: {why}"));
+            None
         }
     }
-    Some(())
 }
 
-/// Tells that the current test is skipped: a line `SKIPPED <test>: <reason>` on the real standard error, which the test
+/// Tells that a test is skipped: a line `SKIPPED <test>: <reason>` on the real standard error, which the test
 /// runner does not hide, and the same line in the file that `HOSTEL_TEST_SKIP_FILE` names. The test returns then.
-pub fn skip(reason: &str) {
-    let line = line(
-        std::thread::current().name().unwrap_or("unknown test"),
-        reason,
-    );
+pub fn skip(test: &str, reason: &str) {
+    let line = line(test, reason);
     // Not `eprintln!`: the runner keeps that back for tests that pass.
     let _ = std::io::stderr().write_all(line.as_bytes());
     if let Some(path) = std::env::var_os("HOSTEL_TEST_SKIP_FILE") {

@@ -232,8 +232,11 @@ fn two_installations_at_once_are_refused() {
 fn debians_cloud_kernel_is_installed() {
     let home = tempfile::tempdir().unwrap();
     let store = Store::open(home.path().join("store")).unwrap();
-    let Some(package) = hostel_testkit::kernel_deb() else {
-        return;
+    let package = match hostel_testkit::kernel_deb() {
+        Ok(package) => package,
+        Err(error) => {
+            return hostel_testkit::skip("debians_cloud_kernel_is_installed", &error.to_string());
+        }
     };
     let kernel = install(&store, &Source::Debs(vec![package]))
         .unwrap()

@@ -50,7 +50,7 @@ Examples:
   hostel uname -a                     run a command in the default distribution
   hostel -d trixie -- list            run the command list, which is also a verb
   hostel 'echo $HOME | wc -c'         one argument reaches the shell inside as it is
-  hostel exec trixie -- printf '%s' a no shell, no change to the arguments
+  hostel exec trixie -- ls 'a  b'     no shell, no change to the arguments
 
 Exit status:
   the command's own; 128+N when signal N ended it

@@ -169,8 +169,14 @@ fn bytes_that_are_no_text_get_through() {
         mark_command(&command(), &mut args);
         Cli::try_parse_from(args)
     };
-    assert_eq!(words(&["hostel", "--"]).unwrap().run.command, [odd.clone()]);
-    assert_eq!(words(&["hostel"]).unwrap().run.command, [odd.clone()]);
+    assert_eq!(
+        words(&["hostel", "--"]).unwrap().run.command,
+        std::slice::from_ref(&odd)
+    );
+    assert_eq!(
+        words(&["hostel"]).unwrap().run.command,
+        std::slice::from_ref(&odd)
+    );
     let Some(Verb::Exec(args)) = words(&["hostel", "exec", "x", "--", "ls"]).unwrap().verb else {
         panic!("exec")
     };

@@ -399,6 +399,7 @@ impl Service {
     }
 
     /// A task that first takes an archive.
+    #[expect(clippy::unnecessary_wraps, reason = "the answer of a call")]
     fn archive_task(
         &self,
         work: impl FnOnce(OwnedFd) -> Result<v1::TaskDone, Failure> + Send + 'static,

@@ -4,9 +4,12 @@
 //! Not for: any decision. Functions here do one thing, name the call in their error, and know nothing of distributions.
 //! A foundation.
 
+pub mod adopt;
+pub mod entropy;
 pub mod fdpass;
 pub mod lock;
 pub mod memfd;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod process;

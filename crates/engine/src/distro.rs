@@ -212,7 +212,9 @@ impl Engine {
         let disk = DiskPlan {
             path: layout.disk(record.id),
             serial: record.id.disk_serial(),
-            kind: DiskKind::Overlay,
+            kind: DiskKind::Overlay {
+                base: layout.base(&record.base),
+            },
         };
         running.machine.attach(&disk).await?;
         let mut agent = running.agent();

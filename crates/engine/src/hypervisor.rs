@@ -68,17 +68,20 @@ pub struct DiskPlan {
 }
 
 /// What an image is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskKind {
-    /// A writable qcow2 overlay.
-    Overlay,
+    /// A writable qcow2 overlay over a raw base.
+    Overlay {
+        /// The base, which is never written.
+        base: PathBuf,
+    },
     /// A raw image, attached read-only.
     RawReadOnly,
 }
 
 /// One running machine. Dropping the last handle ends it.
 pub trait Machine: Send + Sync {
-    /// Attaches a disk.
+    /// Attaches a disk; one whose serial is attached already is success.
     fn attach<'a>(&'a self, disk: &'a DiskPlan) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Detaches a disk that the guest does not use any more; one that is not attached is success.

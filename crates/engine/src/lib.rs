@@ -4,13 +4,19 @@
 //! Not for: sockets and services of the API (the daemon), or how anything is done (the mechanisms). Uses every mechanism
 //! and foundation; only programs use it.
 
+mod archives;
 mod distro;
 mod engine;
+mod export;
 mod flight;
 pub mod hypervisor;
 mod idle;
+mod import;
+mod kernels;
 pub mod layout;
 pub mod lifecycle;
+mod os;
+mod pipe;
 pub mod registry;
 mod session;
 pub mod state;

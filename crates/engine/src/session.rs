@@ -300,7 +300,12 @@ async fn live(listed: Listed, start: v1::AgentExecRequest, sender: Sender, detac
         }
     }
     // Listed until its command ends: it may ignore the hang-up, and a detached one goes on.
-    while let Some(Ok(next)) = events.next().await {
+    loop {
+        let next = tokio::select! {
+            next = events.next() => next,
+            () = session.running.gone.cancelled() => return,
+        };
+        let Some(Ok(next)) = next else { return };
         match next.event {
             Some(Event::Exited(_)) => return,
             Some(Event::Started(started)) => session.pid.store(started.pid, Ordering::Relaxed),
@@ -326,8 +331,10 @@ async fn follow(
     let mut warnings = 0;
     loop {
         let next = tokio::select! {
+            biased;
             next = events.next() => next,
             () = sender.closed() => return Followed::ClientGone(events),
+            () = session.running.gone.cancelled() => Some(Err(tonic::Status::unavailable(""))),
         };
         let (message, last) = match next {
             Some(Ok(v1::SessionEvent { event: Some(kind) })) => match kind {

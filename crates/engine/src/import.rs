@@ -1,0 +1,515 @@
+//! Import: an archive becomes a base image, shared by everything made from the same bytes, and an overlay on top.
+//!
+//! Nothing of a distribution is visible before the rename of its complete directory. Until then every step works on names
+//! that end in `.partial` or on bases without a record, which the next start of the daemon sweeps.
+
+use std::{
+    io::{self, Read as _},
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use hostel_disk::{ext4, overlay};
+use hostel_model::{Bytes, ErrorCode, Failure};
+use hostel_proto::{limits::CLAIM_TIMEOUT, v1};
+use hostel_rootfs::{ReadError, ReadOptions, read_archive};
+
+use crate::{
+    archives,
+    engine::{Engine, parse_name},
+    os,
+    pipe::{ClientFile, Hashed},
+    registry::{BasePin, Registry, Reservation},
+    state::{self, BaseFile, DistroFile, OsInfo},
+    task::TaskSink,
+};
+
+/// The size of a file system when none is asked for; only what is used occupies the host.
+const DEFAULT_SIZE: Bytes = Bytes::gib(256);
+
+/// The smallest file system that may be asked for.
+const SMALLEST: Bytes = Bytes::mib(64);
+
+/// How much may follow the end of an archive beyond what its reader skips, in bytes.
+const MAX_TAIL: u64 = 64 << 20;
+
+/// Progress is told every so many bytes.
+const STEP: u64 = 4 << 20;
+
+/// What an import needs to know.
+struct Job {
+    registry: Arc<Registry>,
+    reservation: Reservation,
+    size: Bytes,
+    source: String,
+    set_default: bool,
+    sink: TaskSink,
+}
+
+/// What an import made.
+pub(crate) struct Imported {
+    record: DistroFile,
+    bytes: u64,
+    base_shared: bool,
+    warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Imports an archive that the client hands over; the client going away cancels it and leaves nothing.
+    pub async fn import(
+        self: &Arc<Self>,
+        request: v1::ImportRequest,
+        sink: &TaskSink,
+    ) -> Result<(), Failure> {
+        let _working = self.work();
+        let size = disk_size(request.disk_limit_bytes)?;
+        let reservation = self
+            .registry
+            .reserve(parse_name(&request.name)?)
+            .map_err(|e| e.failure())?;
+        let claim = self.client_streams.expect()?;
+        sink.claim(v1::StreamKind::Archive, claim.token()).await;
+        let claimed = tokio::select! {
+            claimed = claim.claimed(CLAIM_TIMEOUT) => claimed,
+            () = sink.closed() => None,
+        };
+        let descriptor = claimed.and_then(|c| c.descriptor).ok_or_else(|| {
+            Failure::new(
+                ErrorCode::Protocol,
+                "the client did not hand the archive over",
+            )
+        })?;
+        let source = source_text(&request.source_name);
+        let path = if request.source_name == "-" {
+            "standard input".to_owned()
+        } else {
+            source.clone()
+        };
+        let input = fs_err::File::from_parts(descriptor.into(), path);
+        self.take_archive(input, reservation, size, source, request.set_default, sink)
+            .await
+    }
+
+    /// Imports from a descriptor of our own or of a client.
+    pub(crate) async fn take_archive(
+        self: &Arc<Self>,
+        input: fs_err::File,
+        reservation: Reservation,
+        size: Bytes,
+        source: String,
+        set_default: bool,
+        sink: &TaskSink,
+    ) -> Result<(), Failure> {
+        let job = Job {
+            registry: Arc::clone(&self.registry),
+            reservation,
+            size,
+            source,
+            set_default,
+            sink: sink.clone(),
+        };
+        let made = tokio::task::spawn_blocking(move || {
+            let made = job.run(&input);
+            hostel_sys::memory::give_back();
+            made
+        })
+        .await
+        .unwrap_or_else(|e| Err(Failure::from_error(ErrorCode::Internal, &e)))?;
+        tracing::info!(distro = %made.record.name, bytes = made.bytes, shared = made.base_shared, "imported");
+        for warning in made.warnings {
+            sink.warn(warning).await;
+        }
+        let is_default = self.registry.default_id() == Some(made.record.id);
+        sink.done(v1::TaskDone {
+            distro: Some(self.describe(&made.record, is_default)),
+            bytes: made.bytes,
+            base_shared: made.base_shared,
+            ..v1::TaskDone::default()
+        })
+        .await;
+        Ok(())
+    }
+}
+
+/// Checks the size that was asked for.
+pub(crate) fn disk_size(bytes: u64) -> Result<Bytes, Failure> {
+    match Bytes(bytes) {
+        Bytes(0) => Ok(DEFAULT_SIZE),
+        size if size < SMALLEST => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("a disk of {size} is too small; at least {SMALLEST}"),
+        )),
+        size if size >= Bytes::gib(16 << 10) => Err(Failure::new(
+            ErrorCode::InvalidArgument,
+            format!("a disk of {size} is too large; below 16 TiB"),
+        )),
+        // Whole MiB, so that sizes that differ by nothing anyone meant share one base.
+        size => Ok(Bytes::mib(size.whole_mib())),
+    }
+}
+
+/// Makes what the client calls its archive fit to keep and show.
+fn source_text(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(1024)
+        .collect()
+}
+
+/// A base image, complete, that will not be removed while this lives.
+struct Base {
+    name: String,
+    file: BaseFile,
+    shared: bool,
+    warnings: Vec<String>,
+    pin: BasePin,
+}
+
+impl Job {
+    fn run(self, input: &fs_err::File) -> Result<Imported, Failure> {
+        let base = self.base(input)?;
+        self.sink.progress("registering", 0, 0, "");
+        let id = self.reservation.id;
+        let layout = self.registry.layout().clone();
+        let directory = layout.distro_partial(id);
+        let undo = Undo(directory.clone());
+        fs_err::create_dir(&directory).map_err(|e| files_failure(&e))?;
+        let disk = directory.join("disk.qcow2");
+        overlay::create_overlay(&disk, &layout.base(&base.name), Bytes(base.file.size))
+            .map_err(|e| disk_failure(&e, "the disk cannot be made"))?;
+        let created = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let record = DistroFile {
+            id,
+            name: self.reservation.name.clone(),
+            created_unix_ns: created.as_nanos() as u64,
+            version: 2,
+            base: base.name.clone(),
+            os: base.file.os.clone(),
+            default_user: String::new(),
+            source: self.source,
+            disk_limit: base.file.size,
+        };
+        fs_err::File::open(&disk)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| files_failure(&e))?;
+        state::store(&directory.join("distro.json"), &record)
+            .map_err(|e| crate::registry::state_failure(&e))?;
+        if self.sink.is_closed() {
+            return Err(cancelled());
+        }
+        self.registry
+            .register(self.reservation, record.clone(), self.set_default)
+            .map_err(|e| e.failure())?;
+        undo.done();
+        drop(base.pin);
+        Ok(Imported {
+            record,
+            bytes: base.file.archive_bytes,
+            base_shared: base.shared,
+            warnings: base.warnings,
+        })
+    }
+
+    /// Returns the base of an archive: a known one without reading, else by reading.
+    fn base(&self, input: &fs_err::File) -> Result<Base, Failure> {
+        let layout = self.registry.layout();
+        let stamp = archives::stamp(input);
+        if let Some(digest) = stamp.and_then(|s| archives::known(layout, &s)) {
+            let name = self.base_name(&digest);
+            let pin = self.registry.pin_base(&name);
+            if let Some(file) = self.registry.base(&name) {
+                return Ok(Base {
+                    name,
+                    file,
+                    shared: true,
+                    warnings: Vec::new(),
+                    pin,
+                });
+            }
+        }
+        self.check_space(input)?;
+        let begun = SystemTime::now();
+        let (digest, base) = self.read(input)?;
+        if let Some(stamp) = stamp
+            && let Err(error) = self.remember(input, stamp, begun, &digest)
+        {
+            tracing::debug!(%error, "an archive was not remembered");
+        }
+        Ok(base)
+    }
+
+    fn remember(
+        &self,
+        input: &fs_err::File,
+        before: archives::Stamp,
+        begun: SystemTime,
+        digest: &str,
+    ) -> io::Result<()> {
+        use std::io::Seek as _;
+        let mut file = input;
+        file.rewind()?;
+        // Changed while it was read: what was read is nobody's content any more.
+        if archives::stamp(input) != Some(before) {
+            return Ok(());
+        }
+        archives::remember(self.registry.layout(), before, begun, digest)
+    }
+
+    /// A base is named by the archive; by the size of its file system too when that is not the usual one.
+    fn base_name(&self, digest: &str) -> String {
+        if self.size == DEFAULT_SIZE {
+            digest.to_owned()
+        } else {
+            format!("{digest}-{}", self.size.0)
+        }
+    }
+
+    /// Refuses early when an archive of known size cannot fit.
+    fn check_space(&self, input: &fs_err::File) -> Result<(), Failure> {
+        let Ok(meta) = input.metadata() else {
+            return Ok(());
+        };
+        let Ok(space) = rustix::fs::statvfs(self.registry.layout().home()) else {
+            return Ok(());
+        };
+        let free = Bytes(space.f_bavail.saturating_mul(space.f_frsize));
+        if meta.is_file() && free < Bytes(meta.len()) {
+            return Err(Failure::new(
+                ErrorCode::DiskFull,
+                format!(
+                    "the archive has {}, and only {free} are free in `{}`",
+                    Bytes(meta.len()),
+                    self.registry.layout().home().display()
+                ),
+            )
+            .hint("free some space, or set HOSTEL_HOME to a larger disk"));
+        }
+        Ok(())
+    }
+
+    /// Reads an archive into a new base, or finds out at its end that the base exists.
+    fn read(&self, input: &fs_err::File) -> Result<(String, Base), Failure> {
+        let layout = self.registry.layout();
+        let partial =
+            layout
+                .bases()
+                .join(format!("{}{}", self.reservation.id, crate::layout::PARTIAL));
+        let undo = Undo(partial.clone());
+        let mut options = ext4::Options::new(uuid::Uuid::new_v4());
+        options.size = self.size;
+        options.time = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs() as _;
+        let mut writer = ext4::Writer::create(&partial, options)
+            .map_err(|e| disk_failure(&e, "the disk cannot be made"))?;
+
+        let total = input
+            .metadata()
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map_or(0, |m| m.len());
+        let mut told = 0;
+        let mut progress = |p: hostel_rootfs::Progress| {
+            if p.taken >= told + STEP {
+                told = p.taken;
+                self.sink
+                    .progress("reading archive", p.taken, total, "bytes");
+            }
+        };
+        let mut hashed = Hashed::new(ClientFile::new(input, &self.sink))
+            .map_err(|e| Failure::from_error(ErrorCode::Internal, &e))?;
+        let summary = read_archive(
+            &mut hashed,
+            &mut writer,
+            &ReadOptions::default(),
+            &mut progress,
+        )
+        .map_err(|e| self.archive_failure(&e))?;
+        if !summary.facts.looks_like_linux {
+            return Err(Failure::new(
+                ErrorCode::NotALinuxDistro,
+                format!(
+                    "{} is not a Linux root file system: it has neither /etc nor /bin/sh",
+                    self.shown()
+                ),
+            )
+            .hint("the archive must hold the root directory itself, not a directory with it"));
+        }
+        let tail = io::copy(&mut hashed.by_ref().take(MAX_TAIL + 1), &mut io::sink())
+            .map_err(|e| self.archive_failure(&ReadError::Input(e)))?;
+        if tail > MAX_TAIL {
+            return Err(Failure::new(
+                ErrorCode::BadArchive,
+                format!(
+                    "{} goes on for more than {} after its end",
+                    self.shown(),
+                    Bytes(MAX_TAIL)
+                ),
+            ));
+        }
+        self.sink.progress("writing disk", 0, 0, "");
+        let (digest, archive_bytes) = hashed.finish();
+        let name = self.base_name(&digest);
+        let pin = self.registry.pin_base(&name);
+        let mut warnings = summary.warnings;
+        if summary.more_warnings > 0 {
+            warnings.push(format!("{} more warnings", summary.more_warnings));
+        }
+        if let Some(file) = self.registry.base(&name) {
+            return Ok((
+                digest,
+                Base {
+                    name,
+                    file,
+                    shared: true,
+                    warnings,
+                    pin,
+                },
+            ));
+        }
+        writer
+            .finish()
+            .map_err(|e| disk_failure(&e, "the disk cannot be written"))?;
+        let os = summary
+            .facts
+            .os_release
+            .as_deref()
+            .map_or_else(OsInfo::default, os::parse);
+        let file = BaseFile {
+            os,
+            archive_bytes,
+            size: self.size.0,
+        };
+        // Read-only from here on: every distribution writes to its own overlay.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+        fs_err::set_permissions(&partial, mode)
+            .and_then(|()| fs_err::File::open(&partial)?.sync_all())
+            .and_then(|()| fs_err::rename(&partial, layout.base(&name)))
+            .map_err(|e| files_failure(&e))?;
+        undo.done();
+        state::store(&layout.base_file(&name), &file)
+            .map_err(|e| crate::registry::state_failure(&e))?;
+        Ok((
+            digest,
+            Base {
+                name,
+                file,
+                shared: false,
+                warnings,
+                pin,
+            },
+        ))
+    }
+
+    fn shown(&self) -> String {
+        if self.source == "-" {
+            "the archive on standard input".to_owned()
+        } else {
+            format!("`{}`", self.source)
+        }
+    }
+
+    fn archive_failure(&self, error: &ReadError) -> Failure {
+        if self.sink.is_closed() {
+            return cancelled();
+        }
+        let failure = match error {
+            ReadError::Sink { .. } => return disk_failure(error, "the disk cannot be written"),
+            ReadError::Input(_) => Failure::from_error(ErrorCode::File, error),
+            ReadError::Empty
+            | ReadError::NotAnArchive { .. }
+            | ReadError::Truncated { .. }
+            | ReadError::Compression { .. }
+            | ReadError::Damaged { .. }
+            | ReadError::BadMember { .. }
+            | ReadError::Refused { .. }
+            | ReadError::TooMany(_) => Failure::from_error(ErrorCode::BadArchive, error)
+                .hint("fetch or make the archive again"),
+        };
+        Failure {
+            message: format!("cannot import {}: {}", self.shown(), failure.message),
+            ..failure
+        }
+    }
+}
+
+fn cancelled() -> Failure {
+    Failure::new(ErrorCode::Daemon, "given up: the client is gone")
+}
+
+fn files_failure(error: &io::Error) -> Failure {
+    disk_failure(error, "the state directory cannot be written")
+}
+
+/// Says a failure of the host's disk; a full one has a code and advice of its own.
+pub(crate) fn disk_failure(error: &(dyn std::error::Error + 'static), what: &str) -> Failure {
+    let full = is_full(error);
+    let failure = Failure::from_error(
+        if full {
+            ErrorCode::DiskFull
+        } else {
+            ErrorCode::State
+        },
+        error,
+    );
+    let failure = Failure {
+        message: format!("{what}: {}", failure.message),
+        ..failure
+    };
+    failure.hint(if full {
+        "free some space, or set HOSTEL_HOME to a larger disk"
+    } else {
+        "hostel doctor"
+    })
+}
+
+/// Tells whether a full disk is anywhere among an error's causes.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            if matches!(
+                io.kind(),
+                io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
+            ) {
+                return true;
+            }
+            if let Some(inner) = io.get_ref()
+                && is_full(inner)
+            {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Removes a file or directory unless the work is done.
+struct Undo(PathBuf);
+
+impl Undo {
+    fn done(mut self) {
+        self.0 = PathBuf::new();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
+        // What cannot be removed now is swept at the next start.
+        let _ = if self.0.is_dir() {
+            fs_err::remove_dir_all(&self.0)
+        } else {
+            fs_err::remove_file(&self.0)
+        };
+    }
+}

@@ -43,6 +43,7 @@ pub(crate) fn test(which: Which, arguments: &[&str]) -> Result<()> {
 
     let skipped = fs_err::read_to_string(skips.path())?;
     let allowed = fs_err::read_to_string(root().join(ALLOWED)).unwrap_or_default();
+    let root = rustix::process::geteuid().is_root();
     let mut lines: Vec<&str> = skipped.lines().collect();
     lines.sort_unstable();
     lines.dedup();
@@ -55,7 +56,7 @@ pub(crate) fn test(which: Which, arguments: &[&str]) -> Result<()> {
     tested?;
     let refused: Vec<&str> = lines
         .into_iter()
-        .filter(|line| !is_allowed(line, &allowed))
+        .filter(|line| !is_allowed(line, &allowed, root))
         .collect();
     if !refused.is_empty() {
         bail!(
@@ -67,18 +68,25 @@ pub(crate) fn test(which: Which, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Tells whether a line `SKIPPED <test>: <reason>` is in the list: there, a line is a test, or a test with the
-/// beginning of the reason after `: `; `#` begins a comment.
-fn is_allowed(line: &str, allowed: &str) -> bool {
+/// Tells whether a line `SKIPPED <test>: <reason>` is in the list.
+///
+/// There, a line is a test, or a test with the beginning of the reason after `: `; `*` is any test; a line behind
+/// `@user ` counts only for those who are not root; `#` begins a comment.
+fn is_allowed(line: &str, allowed: &str, root: bool) -> bool {
     let skipped = line.strip_prefix("SKIPPED ").unwrap_or(line);
+    let reason = skipped.split_once(": ").map_or("", |(_, reason)| reason);
     allowed
         .lines()
         .map(|l| l.split('#').next().unwrap_or("").trim())
-        .filter(|l| !l.is_empty())
-        .any(|entry| {
-            skipped.strip_prefix(entry).is_some_and(|rest| {
+        .filter_map(|entry| match entry.strip_prefix("@user ") {
+            Some(entry) => (!root).then_some(entry),
+            None => Some(entry).filter(|e| !e.is_empty()),
+        })
+        .any(|entry| match entry.strip_prefix("*: ") {
+            Some(beginning) => reason.starts_with(beginning),
+            None => skipped.strip_prefix(entry).is_some_and(|rest| {
                 entry.contains(": ") || rest.is_empty() || rest.starts_with(": ")
-            })
+            }),
         })
 }
 
@@ -88,7 +96,7 @@ mod tests {
 
     #[test]
     fn skips_are_allowed_by_test_or_by_reason() {
-        let allowed = "# nothing yet\n\na_test # always\nother: needs kvm\n";
+        let allowed = "# nothing yet\n\na_test # always\nother: needs kvm\n@user *: needs root\n";
         for (line, want) in [
             ("SKIPPED a_test: whatever", true),
             ("SKIPPED a_test2: whatever", false),
@@ -96,7 +104,12 @@ mod tests {
             ("SKIPPED other: needs root: not root", false),
             ("SKIPPED nothing: x", false),
         ] {
-            assert_eq!(is_allowed(line, allowed), want, "{line}");
+            assert_eq!(is_allowed(line, allowed, true), want, "{line}");
         }
+        assert!(is_allowed(
+            "SKIPPED other: needs root: not root",
+            allowed,
+            false
+        ));
     }
 }

@@ -29,7 +29,10 @@ fn main() -> Result<()> {
     if std::env::args().any(|a| a == "--test" || a == "--list") {
         return Ok(());
     }
-    let rounds: usize = std::env::var("HOSTEL_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let rounds: usize = std::env::var("HOSTEL_BENCH_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(5);
     let debian = hostel_testkit::debian_tar("bookworm")?;
     let small = hostel_testkit::busybox_tar()?;
     let mut rows = Vec::new();
@@ -73,14 +76,20 @@ fn imports(debian: &Path, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
             debian.display(),
             home.scratch("x.raw").display()
         );
-        theirs.push(time(|| drop(host("sh", &["-c", &line]).map(hostel_tests::run::Output::ok))));
+        theirs.push(time(|| {
+            drop(host("sh", &["-c", &line]).map(hostel_tests::run::Output::ok))
+        }));
     }
     let size = fs_err::metadata(debian)?.len() >> 20;
     let (ours, theirs, again) = (median(ours), median(theirs), median(again));
     rows.push(Row {
         what: "import of a Debian 12 tar",
         promise: "≤ 2 s",
-        seen: format!("{} for {size} MiB ({:.2} x of tar + mke2fs as root)", seconds(ours), ratio(ours, theirs)),
+        seen: format!(
+            "{} for {size} MiB ({:.2} x of tar + mke2fs as root)",
+            seconds(ours),
+            ratio(ours, theirs)
+        ),
         kept: ours <= Duration::from_secs(2),
     });
     rows.push(Row {
@@ -96,7 +105,10 @@ fn imports(debian: &Path, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
 fn cold(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
     // One start that counts for nothing makes the boot image and shows QEMU's own command line.
     home.sh("a", "true").ok();
-    let bare = BareBoot::like(home.qemu_pids().first().copied().context("a VM runs")?, home)?;
+    let bare = BareBoot::like(
+        home.qemu_pids().first().copied().context("a VM runs")?,
+        home,
+    )?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         home.run(&["shutdown"]).ok();
@@ -107,7 +119,12 @@ fn cold(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
     rows.push(Row {
         what: "cold `hostel -d a -- true`, VM off",
         promise: "≤ 1.35 x the bare boot",
-        seen: format!("{} = {:.2} x {}", seconds(ours), ratio(ours, theirs), seconds(theirs)),
+        seen: format!(
+            "{} = {:.2} x {}",
+            seconds(ours),
+            ratio(ours, theirs),
+            seconds(theirs)
+        ),
         kept: ratio(ours, theirs) <= 1.35,
     });
     Ok(())
@@ -128,12 +145,24 @@ fn warm(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
         seen: seconds(second),
         kept: second <= Duration::from_millis(600),
     });
-    let warm = median((0..rounds * 4).map(|_| time(|| drop(home.sh("a", "true").ok()))).collect());
-    let exec = median((0..rounds * 4).map(|_| time(|| drop(home.run(&["exec", "a", "--", "true"]).ok()))).collect());
+    let warm = median(
+        (0..rounds * 4)
+            .map(|_| time(|| drop(home.sh("a", "true").ok())))
+            .collect(),
+    );
+    let exec = median(
+        (0..rounds * 4)
+            .map(|_| time(|| drop(home.run(&["exec", "a", "--", "true"]).ok())))
+            .collect(),
+    );
     rows.push(Row {
         what: "command in a running distribution",
         promise: "≤ 80 ms under TCG",
-        seen: format!("{} through the shell, {} by exec", seconds(warm), seconds(exec)),
+        seen: format!(
+            "{} through the shell, {} by exec",
+            seconds(warm),
+            seconds(exec)
+        ),
         kept: exec <= Duration::from_millis(80),
     });
     Ok(())
@@ -147,7 +176,10 @@ fn memory(home: &Home, rows: &mut Vec<Row>) -> Result<()> {
             .sh("a", "sync; echo 3 > /proc/sys/vm/drop_caches; awk '/^(MemTotal|MemAvailable):/{print $2}' /proc/meminfo")
             .ok();
         let mut numbers = text.lines().map(str::parse::<i64>);
-        let (total, available) = (numbers.next().context("MemTotal")??, numbers.next().context("MemAvailable")??);
+        let (total, available) = (
+            numbers.next().context("MemTotal")??,
+            numbers.next().context("MemAvailable")??,
+        );
         Ok(total - available)
     };
     home.run(&["start", "a"]).ok();
@@ -205,13 +237,23 @@ fn throughput(home: &Home, rows: &mut Vec<Row>) -> Result<()> {
         Running::start(&mut command, None)?.wait(DEADLINE)?.ok();
         Ok(start.elapsed())
     };
-    let inward = run(format!("head -c {MIB}M /dev/zero | {} -d a -- 'cat > /dev/null'", hostel.display()))?;
-    let outward = run(format!("{} -d a -- 'head -c {MIB}M /dev/zero' > /dev/null", hostel.display()))?;
+    let inward = run(format!(
+        "head -c {MIB}M /dev/zero | {} -d a -- 'cat > /dev/null'",
+        hostel.display()
+    ))?;
+    let outward = run(format!(
+        "{} -d a -- 'head -c {MIB}M /dev/zero' > /dev/null",
+        hostel.display()
+    ))?;
     let rate = |d: Duration| MIB as f64 / d.as_secs_f64();
     rows.push(Row {
         what: "bytes through a session's pipes",
         promise: "25–40 MiB/s was measured for the channel alone",
-        seen: format!("{:.0} MiB/s in, {:.0} MiB/s out", rate(inward), rate(outward)),
+        seen: format!(
+            "{:.0} MiB/s in, {:.0} MiB/s out",
+            rate(inward),
+            rate(outward)
+        ),
         kept: rate(inward) >= 25.0 && rate(outward) >= 25.0,
     });
     Ok(())
@@ -239,24 +281,46 @@ impl BareBoot {
     /// Takes machine, processor, memory, firmware, kernel and kernel command line from a running QEMU of ours.
     fn like(pid: u32, home: &Home) -> Result<Self> {
         let line = fs_err::read(format!("/proc/{pid}/cmdline"))?;
-        let words: Vec<String> =
-            line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).filter(|w| !w.is_empty()).collect();
+        let words: Vec<String> = line
+            .split(|b| *b == 0)
+            .map(|w| String::from_utf8_lossy(w).into_owned())
+            .filter(|w| !w.is_empty())
+            .collect();
         let value = |switch: &str| {
-            words.iter().position(|w| w == switch).and_then(|i| words.get(i + 1)).cloned()
+            words
+                .iter()
+                .position(|w| w == switch)
+                .and_then(|i| words.get(i + 1))
+                .cloned()
         };
         let dir = tempfile::tempdir_in(home.scratch("").parent().unwrap_or(Path::new("/tmp")))?;
-        let init = "#!/bin/busybox sh\n/bin/busybox echo BARE-INIT-IS-THERE\n/bin/busybox poweroff -f\n";
+        let init =
+            "#!/bin/busybox sh\n/bin/busybox echo BARE-INIT-IS-THERE\n/bin/busybox poweroff -f\n";
         let busybox = host("sh", &["-c", "command -v busybox"])?.ok();
         let initrd = dir.path().join("i.cpio");
         fs_err::write(&initrd, newc(init.as_bytes(), &fs_err::read(busybox)?))?;
         // Without the descriptor-backed memory object and the devices: only what a boot needs.
-        let machine = value("-machine").or_else(|| value("-M")).context("-machine")?;
-        let machine = machine.split(',').filter(|p| !p.starts_with("memory-backend")).collect::<Vec<_>>().join(",");
+        let machine = value("-machine")
+            .or_else(|| value("-M"))
+            .context("-machine")?;
+        let machine = machine
+            .split(',')
+            .filter(|p| !p.starts_with("memory-backend"))
+            .collect::<Vec<_>>()
+            .join(",");
         let memory = value("-m").context("-m")?;
-        let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let mut arguments: Vec<String> = [
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
         for (switch, text) in [
             ("-machine", Some(machine)),
             ("-accel", value("-accel")),
@@ -272,7 +336,10 @@ impl BareBoot {
                 arguments.extend([switch.to_owned(), text]);
             }
         }
-        Ok(Self { arguments, _dir: dir })
+        Ok(Self {
+            arguments,
+            _dir: dir,
+        })
     }
 
     /// Boots once; returns the time from the start of QEMU to the word of the init.
@@ -305,7 +372,19 @@ fn newc(init: &[u8], busybox: &[u8]) -> Vec<u8> {
     let mut add = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
         inode += 1;
         let fields = [
-            inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0,
+            inode,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            data.len() as u32,
+            0,
+            0,
+            device.0,
+            device.1,
+            name.len() as u32 + 1,
+            0,
         ];
         out.extend_from_slice(b"070701");
         for field in fields {
@@ -329,14 +408,20 @@ fn newc(init: &[u8], busybox: &[u8]) -> Vec<u8> {
 /// Writes the table.
 fn report(rows: &[Row], debian: &Path, rounds: usize) -> Result<String> {
     let cpu = fs_err::read_to_string("/proc/cpuinfo")?;
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism()?;
     let kernel = host("uname", &["-r"])?.text();
     let qemu = host("qemu-system-x86_64", &["--version"])?.text();
     let date = host("date", &["-u", "+%Y-%m-%d"])?.text();
     let mut text = String::new();
     writeln!(text, "# Benchmarks\n")?;
-    writeln!(text, "Made by `cargo xtask bench`; median of {rounds} rounds, things that are compared measured in turn.\n")?;
+    writeln!(
+        text,
+        "Made by `cargo xtask bench`; median of {rounds} rounds, things that are compared measured in turn.\n"
+    )?;
     writeln!(
         text,
         "{date}; {cores} x {model}; host kernel {kernel}; {}; TCG unless KVM works on the host.\nThe archive: {} MiB.\n",
@@ -345,7 +430,14 @@ fn report(rows: &[Row], debian: &Path, rounds: usize) -> Result<String> {
     )?;
     writeln!(text, "| what | promise | seen | kept |\n|---|---|---|---|")?;
     for row in rows {
-        writeln!(text, "| {} | {} | {} | {} |", row.what, row.promise, row.seen, if row.kept { "yes" } else { "**no**" })?;
+        writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            row.what,
+            row.promise,
+            row.seen,
+            if row.kept { "yes" } else { "**no**" }
+        )?;
     }
     Ok(text)
 }

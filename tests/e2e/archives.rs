@@ -7,14 +7,38 @@ use hostel_tests::{home::Home, run::host};
 use crate::shared::{debian, small};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("a_debian_survives_import_and_export", a_debian_survives_import_and_export),
-    ("odd_files_survive_import_and_export", odd_files_survive_import_and_export),
-    ("every_compression_is_read_and_written", every_compression_is_read_and_written),
-    ("what_is_not_a_linux_is_refused_and_leaves_nothing", what_is_not_a_linux_is_refused_and_leaves_nothing),
-    ("the_same_image_shares_its_base", the_same_image_shares_its_base),
-    ("a_full_disk_in_the_middle_leaves_nothing", a_full_disk_in_the_middle_leaves_nothing),
-    ("an_export_that_fails_leaves_no_file", an_export_that_fails_leaves_no_file),
-    ("changes_made_inside_are_exported", changes_made_inside_are_exported),
+    (
+        "a_debian_survives_import_and_export",
+        a_debian_survives_import_and_export,
+    ),
+    (
+        "odd_files_survive_import_and_export",
+        odd_files_survive_import_and_export,
+    ),
+    (
+        "every_compression_is_read_and_written",
+        every_compression_is_read_and_written,
+    ),
+    (
+        "what_is_not_a_linux_is_refused_and_leaves_nothing",
+        what_is_not_a_linux_is_refused_and_leaves_nothing,
+    ),
+    (
+        "the_same_image_shares_its_base",
+        the_same_image_shares_its_base,
+    ),
+    (
+        "a_full_disk_in_the_middle_leaves_nothing",
+        a_full_disk_in_the_middle_leaves_nothing,
+    ),
+    (
+        "an_export_that_fails_leaves_no_file",
+        an_export_that_fails_leaves_no_file,
+    ),
+    (
+        "changes_made_inside_are_exported",
+        changes_made_inside_are_exported,
+    ),
 ];
 
 /// Runs a line of shell on the host.
@@ -65,7 +89,12 @@ fn a_debian_survives_import_and_export() {
 #[track_caller]
 fn similar(a: &str, b: &str) {
     // mke2fs's own directory is not part of anybody's tree.
-    let strip = |s: &str| s.lines().filter(|l| !l.starts_with("./lost+found ")).map(str::to_owned).collect::<Vec<_>>();
+    let strip = |s: &str| {
+        s.lines()
+            .filter(|l| !l.starts_with("./lost+found "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let (a, b) = (strip(a), strip(b));
     let only_a: Vec<_> = a.iter().filter(|l| !b.contains(l)).take(10).collect();
     let only_b: Vec<_> = b.iter().filter(|l| !a.contains(l)).take(10).collect();
@@ -109,18 +138,42 @@ fn odd_files_survive_import_and_export() {
     ));
     similar(&describe(&tree), &describe(&back));
     let blocks = bash(&format!("stat -c %b {}/d/sparse", back.display()));
-    assert!(blocks.parse::<u64>().unwrap() < 200, "the hole was filled: {blocks} blocks");
-    let base = fs_err::read_dir(home.path().join("bases")).unwrap().next().unwrap().unwrap().path();
+    assert!(
+        blocks.parse::<u64>().unwrap() < 200,
+        "the hole was filled: {blocks} blocks"
+    );
+    let base = fs_err::read_dir(home.path().join("bases"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     bash(&format!("e2fsck -fn {}", base.display()));
 }
 
 fn every_compression_is_read_and_written() {
     let home = Home::new().unwrap();
     home.import("plain", &small());
-    for (format, test) in [("tar", "cat"), ("tar.gz", "gzip -dc"), ("tar.xz", "xz -dc"), ("tar.zst", "zstd -dc")] {
+    for (format, test) in [
+        ("tar", "cat"),
+        ("tar.gz", "gzip -dc"),
+        ("tar.xz", "xz -dc"),
+        ("tar.zst", "zstd -dc"),
+    ] {
         let out = home.scratch(&format!("x.{format}"));
-        home.run(&["export", "plain", out.to_str().unwrap(), "--format", format]).ok();
-        if host("sh", &["-c", &format!("command -v {}", test.split(' ').next().unwrap())]).unwrap().status.success() {
+        home.run(&["export", "plain", out.to_str().unwrap(), "--format", format])
+            .ok();
+        if host(
+            "sh",
+            &[
+                "-c",
+                &format!("command -v {}", test.split(' ').next().unwrap()),
+            ],
+        )
+        .unwrap()
+        .status
+        .success()
+        {
             assert!(bash(&format!("{test} < {} | tar -t", out.display())).contains("bin/sh"));
         }
         let name = format.replace('.', "-");
@@ -129,31 +182,67 @@ fn every_compression_is_read_and_written() {
     // Standard input and output.
     let bytes = home.run(&["export", "plain", "-"]);
     assert!(bytes.status.success(), "{}", bytes.stderr);
-    home.run_with(&["import", "from-stdin", "-"], bytes.stdout).ok();
-    bash(&format!("bzip2 -k < {} > {}", small().display(), home.scratch("x.bz2").display()));
-    home.run(&["import", "bz2", home.scratch("x.bz2").to_str().unwrap()]).ok();
+    home.run_with(&["import", "from-stdin", "-"], bytes.stdout)
+        .ok();
+    bash(&format!(
+        "bzip2 -k < {} > {}",
+        small().display(),
+        home.scratch("x.bz2").display()
+    ));
+    home.run(&["import", "bz2", home.scratch("x.bz2").to_str().unwrap()])
+        .ok();
 }
 
 /// IMG-2, IMP-2, ERR-2.
 fn what_is_not_a_linux_is_refused_and_leaves_nothing() {
     let home = Home::new().unwrap();
     let at = |name: &str| home.scratch(name);
-    bash(&format!("mkdir {0} && echo x > {0}/file && tar -C {0} -cf {1} .", at("no").display(), at("no.tar").display()));
-    bash(&format!("head -c 1000000 {} > {}", small().display(), at("cut.tar").display()));
-    bash(&format!("gzip -c {} | head -c 300000 > {}", small().display(), at("cut.tgz").display()));
-    bash(&format!("head -c 100000 /dev/urandom > {}", at("noise").display()));
+    bash(&format!(
+        "mkdir {0} && echo x > {0}/file && tar -C {0} -cf {1} .",
+        at("no").display(),
+        at("no.tar").display()
+    ));
+    bash(&format!(
+        "head -c 1000000 {} > {}",
+        small().display(),
+        at("cut.tar").display()
+    ));
+    bash(&format!(
+        "gzip -c {} | head -c 300000 > {}",
+        small().display(),
+        at("cut.tgz").display()
+    ));
+    bash(&format!(
+        "head -c 100000 /dev/urandom > {}",
+        at("noise").display()
+    ));
     bash(&format!(
         "mkdir -p {0}/x/etc && echo y > {0}/climber && tar -C {0}/x -P -cf {1} etc ../climber",
         at("climb").display(),
         at("climb.tar").display()
     ));
     fs_err::write(at("empty"), "").unwrap();
-    for file in ["no.tar", "cut.tar", "cut.tgz", "noise", "climb.tar", "empty", "not-there.tar"] {
-        let said = home.run(&["import", "x", at(file).to_str().unwrap()]).fails(125, &[]);
-        assert!(said.lines().filter(|l| l.starts_with("error")).count() == 1, "{file}: {said}");
+    for file in [
+        "no.tar",
+        "cut.tar",
+        "cut.tgz",
+        "noise",
+        "climb.tar",
+        "empty",
+        "not-there.tar",
+    ] {
+        let said = home
+            .run(&["import", "x", at(file).to_str().unwrap()])
+            .fails(125, &[]);
+        assert!(
+            said.lines().filter(|l| l.starts_with("error")).count() == 1,
+            "{file}: {said}"
+        );
         assert_eq!(home.run(&["list", "-q"]).ok(), "", "{file}");
         for dir in ["distros", "bases"] {
-            let left = fs_err::read_dir(home.path().join(dir)).map(Iterator::count).unwrap_or(0);
+            let left = fs_err::read_dir(home.path().join(dir))
+                .map(Iterator::count)
+                .unwrap_or(0);
             assert_eq!(left, 0, "{file} left something in {dir}");
         }
     }
@@ -167,28 +256,52 @@ fn the_same_image_shares_its_base() {
     let told = home.json(&["list"]);
     let distros = told["distros"].as_array().unwrap();
     assert_eq!(distros[0]["base"], distros[1]["base"]);
-    assert!(distros[1]["disk_bytes"].as_u64().unwrap() <= 1 << 20, "{told}");
+    assert!(
+        distros[1]["disk_bytes"].as_u64().unwrap() <= 1 << 20,
+        "{told}"
+    );
     home.run(&["rm", "a"]).ok();
     // The base stays while somebody uses it.
-    home.run(&["export", "b", home.scratch("b.tar").to_str().unwrap()]).ok();
+    home.run(&["export", "b", home.scratch("b.tar").to_str().unwrap()])
+        .ok();
 }
 
 fn a_full_disk_in_the_middle_leaves_nothing() {
     let home = Home::new().unwrap();
     let small_disk = home.path();
-    host("mount", &["-t", "tmpfs", "-o", "size=40M", "tmpfs", small_disk.to_str().unwrap()]).unwrap().ok();
+    host(
+        "mount",
+        &[
+            "-t",
+            "tmpfs",
+            "-o",
+            "size=40M",
+            "tmpfs",
+            small_disk.to_str().unwrap(),
+        ],
+    )
+    .unwrap()
+    .ok();
     let said = home.run(&["import", "d", debian("bookworm").to_str().unwrap()]);
     let check = || {
         said.fails(125, &["space"]);
         assert_eq!(home.run(&["list", "-q"]).ok(), "");
-        let used = bash(&format!("du -s --block-size=1M {} | cut -f1", small_disk.display()));
-        assert!(used.trim().parse::<u64>().unwrap() < 2, "{used} MiB are left behind");
+        let used = bash(&format!(
+            "du -s --block-size=1M {} | cut -f1",
+            small_disk.display()
+        ));
+        assert!(
+            used.trim().parse::<u64>().unwrap() < 2,
+            "{used} MiB are left behind"
+        );
         home.import("fits", &small());
         home.close().unwrap();
     };
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
     let _ = home.close();
-    host("umount", &["-l", small_disk.to_str().unwrap()]).unwrap().ok();
+    host("umount", &["-l", small_disk.to_str().unwrap()])
+        .unwrap()
+        .ok();
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
@@ -198,9 +311,18 @@ fn an_export_that_fails_leaves_no_file() {
     let home = Home::new().unwrap();
     home.import("d", &small());
     home.run(&["export", "d", "/dev/full"]).fails(125, &[]);
-    home.run(&["export", "nobody", home.scratch("x.tar").to_str().unwrap()]).fails(125, &["nobody"]);
-    home.run(&["export", "d", home.scratch("x.rar").to_str().unwrap(), "--format", "rar"]).fails(2, &["rar"]);
-    home.run(&["export", "d", "/not/there/x.tar"]).fails(125, &["/not/there"]);
+    home.run(&["export", "nobody", home.scratch("x.tar").to_str().unwrap()])
+        .fails(125, &["nobody"]);
+    home.run(&[
+        "export",
+        "d",
+        home.scratch("x.rar").to_str().unwrap(),
+        "--format",
+        "rar",
+    ])
+    .fails(2, &["rar"]);
+    home.run(&["export", "d", "/not/there/x.tar"])
+        .fails(125, &["/not/there"]);
     assert!(!home.scratch("x.tar").exists() && !home.scratch("x.rar").exists());
 }
 
@@ -212,7 +334,12 @@ fn changes_made_inside_are_exported() {
     let out = home.scratch("d.tar");
     home.run(&["export", "d", out.to_str().unwrap()]).ok();
     let listing = bash(&format!("tar -tvf {} --numeric-owner", out.display()));
-    assert!(listing.lines().any(|l| l.starts_with("-rws--x--x 5/6") && l.contains("root/")), "{listing}");
+    assert!(
+        listing
+            .lines()
+            .any(|l| l.starts_with("-rws--x--x 5/6") && l.contains("root/")),
+        "{listing}"
+    );
     assert!(listing.contains("link to"), "{listing}");
     // Without any warning, the VM killed: the journal is replayed from the disk as it lies there.
     home.sh("d", "echo more > /root/more; sync").ok();

@@ -11,21 +11,60 @@ use rustix::process::Signal;
 use crate::shared::small;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("two_clients_at_the_same_instant_share_one_daemon", two_clients_at_the_same_instant_share_one_daemon),
-    ("a_second_daemon_names_the_first", a_second_daemon_names_the_first),
+    (
+        "two_clients_at_the_same_instant_share_one_daemon",
+        two_clients_at_the_same_instant_share_one_daemon,
+    ),
+    (
+        "a_second_daemon_names_the_first",
+        a_second_daemon_names_the_first,
+    ),
     ("stale_files_do_not_matter", stale_files_do_not_matter),
-    ("a_killed_daemon_leaves_nothing_and_the_next_command_works", a_killed_daemon_leaves_nothing_and_the_next_command_works),
-    ("a_killed_vm_is_told_and_the_next_command_works", a_killed_vm_is_told_and_the_next_command_works),
-    ("a_killed_agent_does_not_lose_the_machine", a_killed_agent_does_not_lose_the_machine),
-    ("a_killed_init_ends_its_distribution_only", a_killed_init_ends_its_distribution_only),
-    ("a_killed_client_in_an_import_leaves_nothing", a_killed_client_in_an_import_leaves_nothing),
-    ("a_daemon_killed_in_an_import_leaves_nothing", a_daemon_killed_in_an_import_leaves_nothing),
-    ("a_cut_state_file_loses_nothing", a_cut_state_file_loses_nothing),
+    (
+        "a_killed_daemon_leaves_nothing_and_the_next_command_works",
+        a_killed_daemon_leaves_nothing_and_the_next_command_works,
+    ),
+    (
+        "a_killed_vm_is_told_and_the_next_command_works",
+        a_killed_vm_is_told_and_the_next_command_works,
+    ),
+    (
+        "a_killed_agent_does_not_lose_the_machine",
+        a_killed_agent_does_not_lose_the_machine,
+    ),
+    (
+        "a_killed_init_ends_its_distribution_only",
+        a_killed_init_ends_its_distribution_only,
+    ),
+    (
+        "a_killed_client_in_an_import_leaves_nothing",
+        a_killed_client_in_an_import_leaves_nothing,
+    ),
+    (
+        "a_daemon_killed_in_an_import_leaves_nothing",
+        a_daemon_killed_in_an_import_leaves_nothing,
+    ),
+    (
+        "a_cut_state_file_loses_nothing",
+        a_cut_state_file_loses_nothing,
+    ),
     ("what_is_missing_is_named", what_is_missing_is_named),
-    ("too_little_memory_is_said_before_the_start", too_little_memory_is_said_before_the_start),
-    ("a_root_without_a_shell_is_an_error_and_not_a_hang", a_root_without_a_shell_is_an_error_and_not_a_hang),
-    ("a_foreign_runtime_directory_is_refused", a_foreign_runtime_directory_is_refused),
-    ("a_hung_machine_goes_down_by_force", a_hung_machine_goes_down_by_force),
+    (
+        "too_little_memory_is_said_before_the_start",
+        too_little_memory_is_said_before_the_start,
+    ),
+    (
+        "a_root_without_a_shell_is_an_error_and_not_a_hang",
+        a_root_without_a_shell_is_an_error_and_not_a_hang,
+    ),
+    (
+        "a_foreign_runtime_directory_is_refused",
+        a_foreign_runtime_directory_is_refused,
+    ),
+    (
+        "a_hung_machine_goes_down_by_force",
+        a_hung_machine_goes_down_by_force,
+    ),
 ];
 
 fn two_clients_at_the_same_instant_share_one_daemon() {
@@ -34,9 +73,14 @@ fn two_clients_at_the_same_instant_share_one_daemon() {
     home.run(&["shutdown"]).ok();
     if let Some(pid) = home.daemon_pid() {
         kill(pid, Signal::TERM);
-        until("the daemon leaves", DEADLINE, || home.daemon_pid().is_none().then_some(())).unwrap();
+        until("the daemon leaves", DEADLINE, || {
+            home.daemon_pid().is_none().then_some(())
+        })
+        .unwrap();
     }
-    let clients: Vec<_> = (0..4).map(|i| home.start(&["-d", "d", "--", &format!("echo {i}")])).collect();
+    let clients: Vec<_> = (0..4)
+        .map(|i| home.start(&["-d", "d", "--", &format!("echo {i}")]))
+        .collect();
     for (i, client) in clients.into_iter().enumerate() {
         assert_eq!(client.wait(DEADLINE).unwrap().ok(), i.to_string());
     }
@@ -50,9 +94,16 @@ fn a_second_daemon_names_the_first() {
     let first = home.daemon_pid().expect("the first one runs");
     let mut command = std::process::Command::new(hostel_tests::world::program("hosteld"));
     home.prepare(&mut command);
-    let output = hostel_tests::run::Running::start(&mut command, None).unwrap().wait(DEADLINE).unwrap();
+    let output = hostel_tests::run::Running::start(&mut command, None)
+        .unwrap()
+        .wait(DEADLINE)
+        .unwrap();
     assert!(!output.status.success());
-    assert!(output.stderr.contains(&first.to_string()), "{}", output.stderr);
+    assert!(
+        output.stderr.contains(&first.to_string()),
+        "{}",
+        output.stderr
+    );
 }
 
 fn stale_files_do_not_matter() {
@@ -71,10 +122,16 @@ fn a_killed_daemon_leaves_nothing_and_the_next_command_works() {
     home.import("d", &small());
     home.sh("d", "echo kept > /kept; sync").ok();
     let client = home.start(&["-d", "d", "--", "sleep 1000"]);
-    until("the command runs", DEADLINE, || home.sh("d", "pgrep sleep").status.success().then_some(())).unwrap();
+    until("the command runs", DEADLINE, || {
+        home.sh("d", "pgrep sleep").status.success().then_some(())
+    })
+    .unwrap();
     kill(home.daemon_pid().unwrap(), Signal::KILL);
     client.wait(DEADLINE).unwrap().fails(125, &[]);
-    until("QEMU is gone too", DEADLINE, || home.qemu_pids().is_empty().then_some(())).unwrap();
+    until("QEMU is gone too", DEADLINE, || {
+        home.qemu_pids().is_empty().then_some(())
+    })
+    .unwrap();
     assert_eq!(home.sh("d", "cat /kept").ok(), "kept");
 }
 
@@ -82,7 +139,10 @@ fn a_killed_vm_is_told_and_the_next_command_works() {
     let home = Home::with_kernel().unwrap();
     home.import("d", &small());
     let client = home.start(&["-d", "d", "--", "echo there; sleep 1000"]);
-    until("the command runs", DEADLINE, || home.sh("d", "pgrep sleep").status.success().then_some(())).unwrap();
+    until("the command runs", DEADLINE, || {
+        home.sh("d", "pgrep sleep").status.success().then_some(())
+    })
+    .unwrap();
     kill(home.qemu_pids()[0], Signal::KILL);
     let said = client.wait(DEADLINE).unwrap().fails(125, &[]);
     assert!(said.contains("VM") || said.contains("QEMU"), "{said}");
@@ -106,10 +166,15 @@ fn a_killed_init_ends_its_distribution_only() {
     home.sh("b", "echo there").ok();
     let client = home.start(&["-d", "a", "--", "sleep 1000"]);
     let pid = until("a runs", DEADLINE, || {
-        home.json(&["inspect", "a"])["distro"]["init_pid"].as_u64().filter(|p| *p > 0)
+        home.json(&["inspect", "a"])["distro"]["init_pid"]
+            .as_u64()
+            .filter(|p| *p > 0)
     })
     .unwrap();
-    until("its command runs", DEADLINE, || home.sh("a", "pgrep sleep").status.success().then_some(())).unwrap();
+    until("its command runs", DEADLINE, || {
+        home.sh("a", "pgrep sleep").status.success().then_some(())
+    })
+    .unwrap();
     // SIGKILL from the machine's own PID namespace; from inside it PID 1 is immune.
     home.run(&["debug-shell", "--", &format!("kill -9 {pid}")]);
     client.wait(DEADLINE).unwrap().fails(125, &["a"]);
@@ -123,24 +188,40 @@ fn slow_import(home: &Home) -> hostel_tests::run::Running {
     let hostel = hostel_tests::world::program("hostel");
     command.args([
         "-c",
-        &format!("(head -c 600000 {}; sleep 600) | exec {} import slow -", small().display(), hostel.display()),
+        &format!(
+            "(head -c 600000 {}; sleep 600) | exec {} import slow -",
+            small().display(),
+            hostel.display()
+        ),
     ]);
     home.prepare(&mut command);
     let running = hostel_tests::run::Running::start(&mut command, None).unwrap();
     until("the import is under way", DEADLINE, || {
-        fs_err::read_dir(home.path().join("bases")).ok().and_then(|mut d| d.next()).map(|_| ())
+        fs_err::read_dir(home.path().join("bases"))
+            .ok()
+            .and_then(|mut d| d.next())
+            .map(|_| ())
     })
     .unwrap();
     running
 }
 
 fn nothing_is_left(home: &Home) {
-    until("nothing is left of the import", Duration::from_secs(30), || {
-        ["distros", "bases"]
-            .iter()
-            .all(|d| fs_err::read_dir(home.path().join(d)).map(Iterator::count).unwrap_or(0) == 0)
-            .then_some(())
-    })
+    until(
+        "nothing is left of the import",
+        Duration::from_secs(30),
+        || {
+            ["distros", "bases"]
+                .iter()
+                .all(|d| {
+                    fs_err::read_dir(home.path().join(d))
+                        .map(Iterator::count)
+                        .unwrap_or(0)
+                        == 0
+                })
+                .then_some(())
+        },
+    )
     .unwrap();
     home.import("slow", &small());
 }
@@ -178,16 +259,29 @@ fn a_cut_state_file_loses_nothing() {
 }
 
 fn what_is_missing_is_named() {
-    let home = Home::new().unwrap().env("HOSTEL_QEMU", "/not/there/qemu-system-x86_64");
+    let home = Home::new()
+        .unwrap()
+        .env("HOSTEL_QEMU", "/not/there/qemu-system-x86_64");
     home.import("d", &small());
     home.sh("d", "true").fails(125, &["hostel kernel install"]);
-    home.adopt_kernel(&hostel_tests::world::kernel_store().unwrap()).unwrap();
-    home.sh("d", "true").fails(125, &["/not/there/qemu-system-x86_64"]);
+    home.adopt_kernel(&hostel_tests::world::kernel_store().unwrap())
+        .unwrap();
+    home.sh("d", "true")
+        .fails(125, &["/not/there/qemu-system-x86_64"]);
     home.run(&["doctor"]).fails(1, &[]);
     // A module that is needed and gone.
     let home = Home::with_kernel().unwrap();
     home.import("d", &small());
-    let gone = host("find", &[home.path().join("kernels").to_str().unwrap(), "-name", "virtio_scsi.ko*"]).unwrap().ok();
+    let gone = host(
+        "find",
+        &[
+            home.path().join("kernels").to_str().unwrap(),
+            "-name",
+            "virtio_scsi.ko*",
+        ],
+    )
+    .unwrap()
+    .ok();
     fs_err::remove_file(&gone).unwrap();
     home.sh("d", "true").fails(125, &["virtio_scsi"]);
 }
@@ -208,9 +302,22 @@ fn a_root_without_a_shell_is_an_error_and_not_a_hang() {
     let tree = home.scratch("t");
     fs_err::create_dir_all(tree.join("etc")).unwrap();
     let archive = home.scratch("t.tar");
-    host("tar", &["-C", tree.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]).unwrap().ok();
+    host(
+        "tar",
+        &[
+            "-C",
+            tree.to_str().unwrap(),
+            "-cf",
+            archive.to_str().unwrap(),
+            ".",
+        ],
+    )
+    .unwrap()
+    .ok();
     home.import("hollow", &archive);
-    let code = home.run(&["-d", "hollow", "--", "true"]).fails(127, &["/bin/sh"]);
+    let code = home
+        .run(&["-d", "hollow", "--", "true"])
+        .fails(127, &["/bin/sh"]);
     assert!(!code.is_empty());
 }
 
@@ -218,7 +325,8 @@ fn a_foreign_runtime_directory_is_refused() {
     let home = Home::new().unwrap();
     fs_err::create_dir_all(home.runtime()).unwrap();
     fs_err::set_permissions(home.runtime(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    home.run(&["status"]).fails(125, &[home.runtime().to_str().unwrap()]);
+    home.run(&["status"])
+        .fails(125, &[home.runtime().to_str().unwrap()]);
     fs_err::set_permissions(home.runtime(), std::fs::Permissions::from_mode(0o700)).unwrap();
     home.run(&["status"]).ok();
 }

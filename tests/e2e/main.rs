@@ -43,7 +43,11 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }
     if !arguments.list {
-        for need in [Need::Root, Need::Program("qemu-system-x86_64"), Need::Program("mmdebstrap")] {
+        for need in [
+            Need::Root,
+            Need::Program("qemu-system-x86_64"),
+            Need::Program("mmdebstrap"),
+        ] {
             if hostel_testkit::require("e2e", need).is_none() {
                 return Ok(ExitCode::SUCCESS);
             }

@@ -39,7 +39,9 @@ pub(crate) fn small() -> PathBuf {
 
 /// Returns the home in which the three distributions live; the first caller makes it.
 pub(crate) fn home() -> &'static Home {
-    let _one = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = MAKING
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     HOME.get_or_init(|| {
         let home = Home::with_kernel().expect("a home");
         home.import(DEBIAN_12, &debian("bookworm"));

@@ -21,12 +21,21 @@ pub struct Home {
 impl Home {
     /// Makes an empty home. The path is short, because unix sockets live in it.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ht").rand_bytes(5).tempdir_in("/tmp")?;
+        let dir = tempfile::Builder::new()
+            .prefix("ht")
+            .rand_bytes(5)
+            .tempdir_in("/tmp")?;
         fs_err::create_dir(dir.path().join("h"))?;
         // Two machines of the test suite may run at the same time on a small host.
         fs_err::create_dir_all(dir.path().join("c/hostel"))?;
-        fs_err::write(dir.path().join("c/hostel/hostel.conf"), "[wsl2]\nmemory=1GB\nprocessors=2\n")?;
-        Ok(Self { dir, env: Vec::new() })
+        fs_err::write(
+            dir.path().join("c/hostel/hostel.conf"),
+            "[wsl2]\nmemory=1GB\nprocessors=2\n",
+        )?;
+        Ok(Self {
+            dir,
+            env: Vec::new(),
+        })
     }
 
     /// Makes a home whose kernel is the one that was fetched for all tests.
@@ -39,7 +48,8 @@ impl Home {
     /// Copies an installed kernel store into this home.
     pub fn adopt_kernel(&self, store: &Path) -> Result<()> {
         let to = self.path().join("kernels");
-        let output = crate::run::host("cp", &[OsStr::new("-a"), store.as_os_str(), to.as_os_str()])?;
+        let output =
+            crate::run::host("cp", &[OsStr::new("-a"), store.as_os_str(), to.as_os_str()])?;
         output.ok();
         Ok(())
     }
@@ -92,7 +102,9 @@ impl Home {
 
     /// Runs `hostel` to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
-        self.start(args).wait(DEADLINE).expect("the command ends in time")
+        self.start(args)
+            .wait(DEADLINE)
+            .expect("the command ends in time")
     }
 
     /// Runs `hostel` to its end with `input` on its standard input.
@@ -117,12 +129,14 @@ impl Home {
         let mut all = args.to_vec();
         all.push("--json");
         let text = self.run(&all).ok();
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?} printed no JSON ({e}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{args:?} printed no JSON ({e}): {text}"))
     }
 
     /// Imports an archive under a name.
     pub fn import(&self, name: &str, archive: &Path) {
-        self.run(&[OsStr::new("import"), OsStr::new(name), archive.as_os_str()]).ok();
+        self.run(&[OsStr::new("import"), OsStr::new(name), archive.as_os_str()])
+            .ok();
     }
 
     /// Returns the daemon's process id, when one runs.
@@ -196,6 +210,11 @@ pub fn kill(pid: u32, signal: rustix::process::Signal) {
 
 /// Returns all process ids of the host.
 fn processes() -> Vec<u32> {
-    let Ok(entries) = fs_err::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok())).collect()
+    let Ok(entries) = fs_err::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()))
+        .collect()
 }

@@ -30,7 +30,9 @@ impl Output {
     /// Returns the exit code; a signal counts as 128 + n, as a shell says it.
     pub fn code(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
-        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+        self.status
+            .code()
+            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 
     /// Returns standard output as text, without the white space at its end.
@@ -41,16 +43,32 @@ impl Output {
     /// Returns the text of a command that must have succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert!(self.status.success(), "exit {}: {}\n{}", self.code(), self.text(), self.stderr);
+        assert!(
+            self.status.success(),
+            "exit {}: {}\n{}",
+            self.code(),
+            self.text(),
+            self.stderr
+        );
         self.text()
     }
 
     /// Checks that the command failed with `code` and said every one of `words` on standard error; returns what it said.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> String {
-        assert_eq!(self.code(), code, "stdout: {}\nstderr: {}", self.text(), self.stderr);
+        assert_eq!(
+            self.code(),
+            code,
+            "stdout: {}\nstderr: {}",
+            self.text(),
+            self.stderr
+        );
         for word in words {
-            assert!(self.stderr.contains(word), "`{word}` is not in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "`{word}` is not in: {}",
+                self.stderr
+            );
         }
         self.stderr
     }
@@ -68,7 +86,11 @@ impl Running {
     /// Starts a command with `input` on its standard input (`None`: /dev/null).
     pub fn start(command: &mut Command, input: Option<Vec<u8>>) -> Result<Self> {
         let what = format!("{command:?}");
-        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -82,7 +104,12 @@ impl Running {
         }
         let stdout = drain(child.stdout.take().context("stdout is piped")?);
         let stderr = drain(child.stderr.take().context("stderr is piped")?);
-        Ok(Self { child: Some(child), what, stdout, stderr })
+        Ok(Self {
+            child: Some(child),
+            what,
+            stdout,
+            stderr,
+        })
     }
 
     /// Returns the process id.
@@ -96,10 +123,17 @@ impl Running {
         let Ok(stdout) = self.stdout.recv_timeout(deadline) else {
             bail!("{} did not end within {deadline:?}", self.what);
         };
-        let stderr = self.stderr.recv_timeout(deadline).context("standard error stays open")?;
+        let stderr = self
+            .stderr
+            .recv_timeout(deadline)
+            .context("standard error stays open")?;
         let mut child = self.child.take().context("waits once")?;
         let status = child.wait()?;
-        Ok(Output { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
+        Ok(Output {
+            status,
+            stdout,
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        })
     }
 }
 
@@ -146,6 +180,9 @@ pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Optio
 
 /// Lets time pass between two looks at something that sends no event.
 pub fn pause(time: Duration) {
-    #[expect(clippy::disallowed_methods, reason = "tests look at processes of others, which send us no event")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests look at processes of others, which send us no event"
+    )]
     thread::sleep(time);
 }

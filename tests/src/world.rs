@@ -26,7 +26,10 @@ pub fn program(name: &str) -> PathBuf {
         || {
             // target/<profile>/deps/e2e-… → target/<profile>
             let exe = std::env::current_exe().expect("the test has a path");
-            exe.ancestors().nth(2).expect("in target/<profile>/deps").to_owned()
+            exe.ancestors()
+                .nth(2)
+                .expect("in target/<profile>/deps")
+                .to_owned()
         },
         PathBuf::from,
     );
@@ -100,7 +103,15 @@ fn build() -> Result<()> {
     }
     let conf = tempfile::NamedTempFile::new()?;
     fs_err::write(conf.path(), format!("nameserver {INTERNET}\n"))?;
-    host("mount", &[OsStr::new("--bind"), conf.path().as_os_str(), Path::new("/etc/resolv.conf").as_os_str()])?.ok();
+    host(
+        "mount",
+        &[
+            OsStr::new("--bind"),
+            conf.path().as_os_str(),
+            Path::new("/etc/resolv.conf").as_os_str(),
+        ],
+    )?
+    .ok();
     internet::wait_ready()
 }
 

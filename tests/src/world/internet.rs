@@ -31,23 +31,33 @@ pub(super) fn start() -> Result<u32> {
         .context("unshare --net")?;
     let pid = child.id();
     let own = fs_err::read_link("/proc/self/ns/net")?;
-    until("the internet has a namespace of its own", Duration::from_secs(10), || {
-        fs_err::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|ns| *ns != own)
-    })?;
+    until(
+        "the internet has a namespace of its own",
+        Duration::from_secs(10),
+        || {
+            fs_err::read_link(format!("/proc/{pid}/ns/net"))
+                .ok()
+                .filter(|ns| *ns != own)
+        },
+    )?;
     std::mem::forget(child);
     Ok(pid)
 }
 
 /// Waits until the servers answer.
 pub(super) fn wait_ready() -> Result<()> {
-    until("the internet answers", Duration::from_secs(10), || TcpStream::connect((INTERNET, 80)).ok())?;
+    until("the internet answers", Duration::from_secs(10), || {
+        TcpStream::connect((INTERNET, 80)).ok()
+    })?;
     Ok(())
 }
 
 /// Is the internet, until standard input ends.
 pub fn serve() -> Result<()> {
     // The address is given to the namespace after this process is there.
-    let http = until("the address comes", Duration::from_secs(10), || TcpListener::bind((INTERNET, 80)).ok())?;
+    let http = until("the address comes", Duration::from_secs(10), || {
+        TcpListener::bind((INTERNET, 80)).ok()
+    })?;
     let echo = UdpSocket::bind((INTERNET, 7))?;
     let dns = UdpSocket::bind((INTERNET, 53))?;
     thread::spawn(move || {
@@ -76,7 +86,11 @@ pub fn serve() -> Result<()> {
 fn answer_http(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let _ = stream.read(&mut [0; 1024])?;
-    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{PAGE}", PAGE.len())
+    write!(
+        stream,
+        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{PAGE}",
+        PAGE.len()
+    )
 }
 
 /// Answers an A question for [`INTERNET_NAME`] with the internet's address, everything else with "no such name".

@@ -19,7 +19,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         1 << 20,
         fs_err::File::open(archive)?,
     ));
-    let mut writer = Writer::create(image, Options::new(uuid::Uuid::from_u128(1)))?;
+    let mut writer = Writer::create(image, {
+        let mut o = Options::new(uuid::Uuid::from_u128(1));
+        if let Some(mib) = args
+            .next()
+            .and_then(|a| a.to_str().and_then(|a| a.parse().ok()))
+        {
+            o.size = hostel_model::Bytes::mib(mib);
+        }
+        o
+    })?;
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = normalise(&entry.path_bytes()).ok_or("a path climbs out")?;

@@ -1,0 +1,348 @@
+//! The record of the VM's network: chosen once, stored, and asked for again at every start (NAT-3, NAT-4).
+
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+use crate::Prefix;
+
+/// The subnet that is taken when nothing of the host is in its way.
+const FIRST_CHOICE: Ipv4Addr = Ipv4Addr::new(172, 19, 128, 0);
+/// Subnets are chosen inside this.
+const RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(172, 16, 0, 0), 12);
+/// Their length.
+const LEN: u8 = 20;
+/// Offset of the gateway in the subnet.
+const GATEWAY: u32 = 1;
+/// Offset of the VM: 172.19.132.144 in the first choice.
+const GUEST: u32 = 4 * 256 + 144;
+/// Offset of the resolver that the user-mode network brings.
+const RESOLVER: u32 = 53;
+
+/// The address of a network card.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress([u8; 6]);
+
+/// Why a text is not a usable card address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not the locally administered address of one network card, such as 52:54:00:12:34:56"
+)]
+pub struct ParseMacError(String);
+
+impl MacAddress {
+    /// Derives an address from an id: the same id always gives the same address.
+    ///
+    /// 52:54 marks it as locally administered, as virtual machines use it; 32 bits come from the id.
+    pub fn from_id(id: &str) -> Self {
+        // FNV-1a: well spread and the same in every build, which the hasher of the standard library does not promise.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let [a, b, c, d] = ((hash >> 32) as u32 ^ hash as u32).to_be_bytes();
+        Self([0x52, 0x54, a, b, c, d])
+    }
+
+    /// Returns the six bytes.
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = ParseMacError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || ParseMacError(text.chars().take(32).collect());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+            *byte = part
+                .and_then(|p| u8::from_str_radix(p, 16).ok())
+                .ok_or_else(wrong)?;
+        }
+        // Of one card (bit 0 clear) and administered locally (bit 1 set).
+        if parts.next().is_some() || bytes[0] & 3 != 2 {
+            return Err(wrong());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = ParseMacError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+/// The VM's network, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NatRecord {
+    /// Never changes; the card's address came from it.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// The subnet.
+    pub subnet: Prefix,
+    /// The host's address in it.
+    pub gateway: Ipv4Addr,
+    /// The VM's address in it.
+    pub address: Ipv4Addr,
+    /// The VM's card.
+    pub mac: MacAddress,
+}
+
+/// Why a record, which a person may have edited, cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NatError {
+    /// Too few addresses, or a whole private range.
+    #[error("the subnet {0} must have a length from 12 to 26")]
+    SubnetSize(Prefix),
+    /// Not one of the private ranges.
+    #[error("the subnet {0} is not inside 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16")]
+    NotPrivate(Prefix),
+    /// An address outside, or the first or last of the subnet.
+    #[error("{what} {address} is not the address of a machine in {subnet}")]
+    Outside {
+        /// `the gateway` or `the VM's address`.
+        what: &'static str,
+        /// The address.
+        address: Ipv4Addr,
+        /// The subnet.
+        subnet: Prefix,
+    },
+    /// Two of gateway, VM and resolver are the same.
+    #[error("{0} is given twice in the network's record")]
+    Twice(Ipv4Addr),
+    /// The id is empty or too long.
+    #[error("the network's id must have 1 to 64 characters")]
+    Id,
+    /// The name is empty, too long, or cannot be printed.
+    #[error("the network's name must have 1 to 64 printable characters")]
+    Name,
+}
+
+/// Every /20 of 172.16.0.0/12 collides with a network of the host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no /20 inside 172.16.0.0/12 is free: the host uses {used} networks there; set one of your own"
+)]
+pub struct NoFreeSubnet {
+    /// How many networks of the host are in the range or around it.
+    pub used: usize,
+}
+
+impl NatRecord {
+    /// Makes the record of a new network: the first choice, or the nearest /20 that collides with none of `host`.
+    pub fn choose(id: &str, name: &str, host: &[Prefix]) -> Result<Self, NoFreeSubnet> {
+        let subnet = free_subnet(host)?;
+        Ok(Self {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            subnet,
+            gateway: subnet.address(GATEWAY).expect("a /20 has 4096 addresses"),
+            address: subnet.address(GUEST).expect("a /20 has 4096 addresses"),
+            mac: MacAddress::from_id(id),
+        })
+    }
+
+    /// Checks a record that comes from disk.
+    pub fn validate(&self) -> Result<(), NatError> {
+        if !(1..=64).contains(&self.id.len()) {
+            return Err(NatError::Id);
+        }
+        if !(1..=64).contains(&self.name.chars().count()) || self.name.chars().any(char::is_control)
+        {
+            return Err(NatError::Name);
+        }
+        let subnet = self.subnet;
+        if !(12..=26).contains(&subnet.bits()) {
+            return Err(NatError::SubnetSize(subnet));
+        }
+        if !subnet.network().is_private() || !subnet.broadcast().is_private() {
+            return Err(NatError::NotPrivate(subnet));
+        }
+        for (what, address) in [
+            ("the gateway", self.gateway),
+            ("the VM's address", self.address),
+        ] {
+            if !subnet.contains(address)
+                || address == subnet.network()
+                || address == subnet.broadcast()
+            {
+                return Err(NatError::Outside {
+                    what,
+                    address,
+                    subnet,
+                });
+            }
+        }
+        if self.gateway == self.address || self.resolver() == self.address {
+            return Err(NatError::Twice(self.address));
+        }
+        Ok(())
+    }
+
+    /// Returns the address of the resolver that a user-mode network puts into the subnet: .53, or the next one when the
+    /// gateway has that (slirp wants two different addresses).
+    pub fn resolver(&self) -> Ipv4Addr {
+        let at = |offset| {
+            self.subnet
+                .address(offset)
+                .unwrap_or(self.subnet.broadcast())
+        };
+        if self.gateway == at(RESOLVER) {
+            at(RESOLVER + 1)
+        } else {
+            at(RESOLVER)
+        }
+    }
+
+    /// Returns those of the host's networks that the subnet collides with now: a VPN that came after the choice, say.
+    pub fn collisions<'a>(&self, host: &'a [Prefix]) -> Vec<&'a Prefix> {
+        host.iter()
+            .filter(|prefix| prefix.overlaps(&self.subnet))
+            .collect()
+    }
+}
+
+fn free_subnet(host: &[Prefix]) -> Result<Prefix, NoFreeSubnet> {
+    let range = Prefix::containing(RANGE.0, RANGE.1).expect("12 is a length");
+    let first = (FIRST_CHOICE.to_bits() - range.network().to_bits()) >> (32 - LEN);
+    let count = 1 << (LEN - range.bits());
+    // From the first choice upwards and around: neighbours differ as little as possible from what people expect.
+    (0..count)
+        .map(|i| range.network().to_bits() + (((first + i) % count) << (32 - LEN)))
+        .filter_map(|bits| Prefix::containing(Ipv4Addr::from_bits(bits), LEN))
+        .find(|subnet| host.iter().all(|prefix| !prefix.overlaps(subnet)))
+        .ok_or_else(|| NoFreeSubnet {
+            used: host.iter().filter(|prefix| prefix.overlaps(&range)).count(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(host: &[&str]) -> Result<NatRecord, NoFreeSubnet> {
+        let host: Vec<Prefix> = host.iter().map(|p| p.parse().unwrap()).collect();
+        NatRecord::choose("7f1c", "hostel", &host)
+    }
+
+    /// NAT-3.
+    #[test]
+    fn the_first_choice_is_the_expected_network() {
+        let record = choose(&["192.168.1.0/24", "10.0.0.0/8", "172.17.0.0/16"]).unwrap();
+        assert_eq!(record.subnet.to_string(), "172.19.128.0/20");
+        assert_eq!(record.gateway, Ipv4Addr::new(172, 19, 128, 1));
+        assert_eq!(record.address, Ipv4Addr::new(172, 19, 132, 144));
+        assert_eq!(record.resolver(), Ipv4Addr::new(172, 19, 128, 53));
+        record.validate().unwrap();
+    }
+
+    #[test]
+    fn a_colliding_host_moves_the_subnet_or_leaves_none() {
+        for (host, want) in [
+            (vec!["172.19.130.0/24"], "172.19.144.0/20"),
+            (vec!["172.19.0.0/16"], "172.20.0.0/20"),
+            (
+                vec!["172.19.128.0/17", "172.20.0.0/14", "172.24.0.0/13"],
+                "172.16.0.0/20",
+            ),
+        ] {
+            assert_eq!(choose(&host).unwrap().subnet.to_string(), want, "{host:?}");
+        }
+        assert_eq!(
+            choose(&["172.16.0.0/12", "10.0.0.0/8"]).unwrap_err(),
+            NoFreeSubnet { used: 1 }
+        );
+    }
+
+    #[test]
+    fn edited_records_are_checked() {
+        let good = choose(&[]).unwrap();
+        let changes: [fn(&mut NatRecord); 9] = [
+            |r| r.id.clear(),
+            |r| r.name = "a\nb".into(),
+            |r| r.subnet = "172.19.128.0/27".parse().unwrap(),
+            |r| r.subnet = "8.8.0.0/20".parse().unwrap(),
+            |r| r.gateway = Ipv4Addr::new(172, 19, 144, 1),
+            |r| r.gateway = Ipv4Addr::new(172, 19, 128, 0),
+            |r| r.address = Ipv4Addr::new(172, 19, 143, 255),
+            |r| r.address = r.gateway,
+            |r| r.address = r.resolver(),
+        ];
+        for (i, change) in changes.iter().enumerate() {
+            let mut record = good.clone();
+            change(&mut record);
+            assert!(record.validate().is_err(), "change {i}");
+        }
+        let mut moved = good.clone();
+        moved.gateway = Ipv4Addr::new(172, 19, 128, 53);
+        moved.validate().unwrap();
+        assert_eq!(moved.resolver(), Ipv4Addr::new(172, 19, 128, 54));
+        let vpn = [
+            "172.16.0.0/12".parse().unwrap(),
+            "10.0.0.0/8".parse().unwrap(),
+        ];
+        assert_eq!(good.collisions(&vpn), [&vpn[0]]);
+    }
+
+    #[test]
+    fn card_addresses_follow_the_id_and_are_local() {
+        let a = MacAddress::from_id("7f1c");
+        assert_eq!(a, MacAddress::from_id("7f1c"));
+        assert_ne!(a, MacAddress::from_id("7f1d"));
+        assert_eq!(a.bytes()[..2], [0x52, 0x54]);
+        assert_eq!(a.to_string().parse::<MacAddress>().unwrap(), a);
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "53:54:00:12:34:56",
+            "00:54:00:12:34:56",
+            "52:54:0:12:34:56",
+            "52:54:00:12:34:56:78",
+        ] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_chosen_is_valid_and_collides_with_nothing(
+            host in proptest::collection::vec((0xac10_0000_u32..=0xac1f_ffff, 14u8..=32), 0..40), id in "[a-z0-9]{1,20}"
+        ) {
+            let host: Vec<Prefix> =
+                host.into_iter().map(|(a, len)| Prefix::containing(Ipv4Addr::from_bits(a), len).unwrap()).collect();
+            if let Ok(record) = NatRecord::choose(&id, "x", &host) {
+                proptest::prop_assert_eq!(record.validate(), Ok(()));
+                proptest::prop_assert!(record.collisions(&host).is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! IPv4 prefixes, and those a host already uses.
+
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+/// An IPv4 network: an address without host bits, and a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Prefix {
+    network: Ipv4Addr,
+    len: u8,
+}
+
+/// Why a text is not a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParsePrefixError {
+    /// Not `a.b.c.d/n`.
+    #[error("`{0}` is not an IPv4 network such as 172.19.128.0/20")]
+    Malformed(String),
+    /// The address has bits beyond the length.
+    #[error("`{0}` is an address inside a network; the network itself is {1}")]
+    HostBits(String, Prefix),
+}
+
+impl Prefix {
+    /// Returns the network that an address is in; `None` for a length above 32.
+    pub fn containing(address: Ipv4Addr, len: u8) -> Option<Self> {
+        (len <= 32).then(|| Self {
+            network: Ipv4Addr::from_bits(address.to_bits() & mask(len)),
+            len,
+        })
+    }
+
+    /// Returns the first address, which names the network.
+    pub fn network(&self) -> Ipv4Addr {
+        self.network
+    }
+
+    /// Returns the length in bits.
+    pub fn bits(&self) -> u8 {
+        self.len
+    }
+
+    /// Tells whether it holds every address: the default route.
+    pub fn is_everything(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the last address: the broadcast address of the network.
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.network.to_bits() | !mask(self.len))
+    }
+
+    /// Tells whether an address is in the network.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address.to_bits() & mask(self.len) == self.network.to_bits()
+    }
+
+    /// Tells whether the two have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+
+    /// Returns the address that is `offset` above the first; `None` outside the network.
+    pub fn address(&self, offset: u32) -> Option<Ipv4Addr> {
+        let address = Ipv4Addr::from_bits(self.network.to_bits().checked_add(offset)?);
+        self.contains(address).then_some(address)
+    }
+}
+
+const fn mask(len: u8) -> u32 {
+    match len {
+        0 => 0,
+        1..=32 => u32::MAX << (32 - len),
+        _ => u32::MAX,
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.len)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = ParsePrefixError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let malformed = || ParsePrefixError::Malformed(text.chars().take(64).collect());
+        let (address, len) = text.split_once('/').ok_or_else(malformed)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| malformed())?;
+        if len.is_empty() || len.len() > 2 || !len.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(malformed());
+        }
+        let prefix = Self::containing(address, len.parse().map_err(|_| malformed())?)
+            .ok_or_else(malformed)?;
+        if prefix.network != address {
+            return Err(ParsePrefixError::HostBits(text.to_owned(), prefix));
+        }
+        Ok(prefix)
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = ParsePrefixError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.to_string()
+    }
+}
+
+/// Reads the networks a host knows from the text of `/proc/net/route`, and of `/proc/net/fib_trie` when there is one.
+///
+/// The first has the main table only; the second also the tables of policy routing, where many VPNs keep theirs. Default
+/// routes are left out, as are the halves of one (`0.0.0.0/1`, `128.0.0.0/1`): they collide with everything and say nothing.
+/// Lines that cannot be understood are left out too.
+pub fn host_prefixes(route: &str, fib_trie: Option<&str>) -> Vec<Prefix> {
+    let mut found: Vec<Prefix> = Vec::new();
+    for line in route.lines().skip(1) {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let mut hex = |n| {
+            fields
+                .nth(n)
+                .and_then(|f| u32::from_str_radix(f, 16).ok())
+                .map(u32::from_be)
+        };
+        if let (Some(network), Some(mask)) = (hex(0), hex(5)) {
+            found.extend(Prefix::containing(
+                Ipv4Addr::from_bits(network),
+                mask.leading_ones() as u8,
+            ));
+        }
+    }
+    let mut address = None;
+    for line in fib_trie.unwrap_or_default().lines() {
+        let line = line.trim_start();
+        if let Some(leaf) = line.strip_prefix("|-- ") {
+            address = leaf.trim().parse::<Ipv4Addr>().ok();
+        } else if let (Some(address), Some(rest)) = (address, line.strip_prefix('/')) {
+            let len = rest
+                .split_ascii_whitespace()
+                .next()
+                .and_then(|n| n.parse().ok());
+            // A broadcast or local address is in a network that has a line of its own.
+            if rest.contains("UNICAST") {
+                found.extend(len.and_then(|len| Prefix::containing(address, len)));
+            }
+        }
+    }
+    found.retain(|prefix| prefix.len > 1);
+    found.sort_by_key(|prefix| (prefix.network, prefix.len));
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn prefixes_are_parsed_strictly() {
+        for good in ["172.19.128.0/20", "0.0.0.0/0", "10.1.2.3/32", "128.0.0.0/1"] {
+            assert_eq!(prefix(good).to_string(), good);
+        }
+        for bad in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/+8",
+            "10.0.0/8",
+            "x/8",
+            "10.0.0.0/008",
+            "::/0",
+        ] {
+            assert!(
+                matches!(bad.parse::<Prefix>(), Err(ParsePrefixError::Malformed(_))),
+                "{bad}"
+            );
+        }
+        let error = "172.19.132.144/20".parse::<Prefix>().unwrap_err();
+        assert!(error.to_string().contains("172.19.128.0/20"), "{error}");
+    }
+
+    #[test]
+    fn networks_contain_overlap_and_end_where_they_should() {
+        let net = prefix("172.19.128.0/20");
+        assert_eq!(net.broadcast(), Ipv4Addr::new(172, 19, 143, 255));
+        assert!(
+            net.contains(Ipv4Addr::new(172, 19, 143, 255))
+                && !net.contains(Ipv4Addr::new(172, 19, 144, 0))
+        );
+        for (other, want) in [
+            ("172.19.0.0/16", true),
+            ("172.19.130.0/24", true),
+            ("0.0.0.0/0", true),
+            ("172.19.144.0/20", false),
+        ] {
+            assert_eq!(
+                (net.overlaps(&prefix(other)), prefix(other).overlaps(&net)),
+                (want, want),
+                "{other}"
+            );
+        }
+        assert_eq!(net.address(1), Some(Ipv4Addr::new(172, 19, 128, 1)));
+        assert_eq!(net.address(4096), None);
+        assert_eq!(prefix("255.255.255.255/32").address(1), None);
+    }
+
+    #[test]
+    fn a_host_tells_its_networks() {
+        let route = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            eth0\t00000000\t0102A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+            eth0\t0002A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n\
+            docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            tun0\t00000080\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\nnonsense\n\n";
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n\
+            Id 51820:\n     |-- 172.19.0.0\n        /16 link UNICAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
+        let want = ["172.17.0.0/16", "172.19.0.0/16", "192.168.2.0/24"].map(prefix);
+        assert_eq!(host_prefixes(route, Some(trie)), want);
+        assert_eq!(host_prefixes("", None), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(a in "(.|\n|\t){0,300}", b in "(.|\n|/|[0-9]){0,300}") {
+            let _ = host_prefixes(&a, Some(&b));
+            let _ = a.parse::<Prefix>();
+        }
+
+        #[test]
+        fn overlap_is_having_an_address_in_common(a: u32, la in 0u8..=32, b: u32, lb in 0u8..=32) {
+            let a = Prefix::containing(Ipv4Addr::from_bits(a), la).unwrap();
+            let b = Prefix::containing(Ipv4Addr::from_bits(b), lb).unwrap();
+            let common = a.network().max(b.network()) <= a.broadcast().min(b.broadcast());
+            proptest::prop_assert_eq!(a.overlaps(&b), common);
+        }
+    }
+}

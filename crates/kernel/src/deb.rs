@@ -19,6 +19,9 @@ pub(crate) const LARGEST_VMLINUZ: u64 = 512 << 20;
 /// The most bytes of file data a package may hold.
 const LARGEST_DATA: u64 = 16 << 30;
 
+/// Progress is told after this many bytes.
+pub(crate) const WORTH_TELLING: u64 = 256 << 10;
+
 /// Why a package could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum DebError {
@@ -82,6 +85,7 @@ pub(crate) fn unpack(
         };
         let counted = Counted {
             inner: member.data,
+            untold: 0,
             on_bytes,
         };
         let reader: Box<dyn Read> = match (end, Codec::of_name(end.as_bytes())) {
@@ -173,16 +177,20 @@ fn split_release(path: &[u8]) -> Option<(&str, &[u8])> {
     Some((release, &path[slash + 1..]))
 }
 
-/// Tells how many bytes went by.
+/// Tells how many bytes went by, not more often than is worth telling.
 struct Counted<'a, R> {
     inner: R,
+    untold: u64,
     on_bytes: &'a mut dyn FnMut(u64),
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
-        (self.on_bytes)(n as u64);
+        self.untold += n as u64;
+        if self.untold >= WORTH_TELLING || (n == 0 && self.untold > 0) {
+            (self.on_bytes)(std::mem::take(&mut self.untold));
+        }
         Ok(n)
     }
 }

@@ -152,11 +152,14 @@ fn run(command: &mut Command, shown: &str) -> Result<(), SourceError> {
         .take(4)
         .collect();
     lines.reverse();
-    let message = if lines.is_empty() {
+    let mut message = if lines.is_empty() {
         output.status.to_string()
     } else {
         lines.join("; ")
     };
+    if said.contains("404") {
+        message.push_str("; apt's lists are old, run `sudo apt-get update` and try again");
+    }
     Err(SourceError::Apt {
         command: shown.to_owned(),
         message,

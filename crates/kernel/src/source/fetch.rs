@@ -9,6 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::SourceError;
+use crate::deb::WORTH_TELLING;
 use crate::store::{Progress, Step, hex};
 
 /// A package whose content is known.
@@ -75,7 +76,7 @@ fn download(
     let mut file = fs_err::File::create(&path)?;
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
-    let mut done = 0;
+    let (mut done, mut told) = (0, 0);
     loop {
         let n = reply.read(&mut buffer)?;
         if n == 0 {
@@ -91,11 +92,14 @@ fn download(
         }
         digest.update(&buffer[..n]);
         file.write_all(&buffer[..n])?;
-        progress(Progress {
-            step: Step::Fetch,
-            done,
-            total: Some(pin.size),
-        });
+        if done - told >= WORTH_TELLING || done == pin.size {
+            told = done;
+            progress(Progress {
+                step: Step::Fetch,
+                done,
+                total: Some(pin.size),
+            });
+        }
     }
     let found = hex(&digest.finalize());
     if found == pin.sha256 {

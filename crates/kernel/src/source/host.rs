@@ -1,6 +1,9 @@
 //! The kernel that this host runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::SourceError;
 use crate::deb::{LARGEST_VMLINUZ, read_bounded};
@@ -18,6 +21,12 @@ pub(super) fn image(root: &Path, release: &str) -> Result<(PathBuf, Vec<u8>), So
         let path = root.join(path);
         match fs_err::File::open(&path) {
             Ok(mut file) => return Ok((path, read_bounded(&mut file, LARGEST_VMLINUZ)?)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tried.push(format!(
+                    "{0} is for root only (`sudo chmod a+r {0}`)",
+                    path.display()
+                ));
+            }
             Err(error) => tried.push(format!("{}: {}", path.display(), error.kind())),
         }
     }

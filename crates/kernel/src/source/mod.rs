@@ -125,9 +125,7 @@ pub enum SourceError {
         release: String,
     },
     /// The host's kernel image is nowhere, or cannot be read.
-    #[error(
-        "the image of the host's kernel {release} cannot be read ({tried}); use Debian's cloud kernel, or run `sudo chmod a+r` on it"
-    )]
+    #[error("the image of the host's kernel {release} cannot be read: {tried}")]
     HostImage {
         /// The host's kernel.
         release: String,

@@ -3,6 +3,8 @@
 //! `cargo run --release -p hostel-disk --example make_ext4 -- ARCHIVE IMAGE`. A yardstick of the writer alone: it knows
 //! the tar forms that Debian's archives use, the real importer is the `rootfs` crate.
 
+#![expect(clippy::print_stderr, reason = "a program that tells its result")]
+
 use std::{io::Read, time::Instant};
 
 use hostel_disk::ext4::{Options, Writer};
@@ -52,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let target = entry
             .link_name_bytes()
-            .map(|name| name.into_owned())
+            .map(std::borrow::Cow::into_owned)
             .unwrap_or_default();
         let (major, minor) = (number(header.device_major()), number(header.device_minor()));
         let size = entry.size();

@@ -1,5 +1,11 @@
 //! Damaged and hostile images: the reader must end, with the right tree or with an error, and never panic.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests too, and skips must be seen"
+)]
+
 mod common;
 
 use std::{io, time::Instant};

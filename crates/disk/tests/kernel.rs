@@ -1,5 +1,11 @@
 //! File systems that a real kernel wrote, read by the reader: cleanly unmounted, and copied while mounted.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests too, and skips must be seen"
+)]
+
 mod common;
 
 use std::{fmt::Write as _, path::Path, process::Command};
@@ -24,11 +30,11 @@ const FILL: &str = r#"
 "#;
 
 /// Prints the tree in the form of [`listing`], then a line of dashes and the data of all files.
-const LIST: &str = r#"
+const LIST: &str = r"
     find . -mindepth 1 ! -name lost+found ! -path './lost+found' -printf '%P|%y|%m|%U|%G|%s|%T@|%l\n' | sed '/|d|/s/|[0-9]*|\([0-9.-]*|\)$/|0|\1/; /|[cbp]|/s/$//' | sort
     echo ----
     find . -type f ! -path './lost+found*' -print0 | sort -z | xargs -0 cat
-"#;
+";
 
 /// Shows a tree that was read as `LIST` shows one that is mounted.
 fn listing(tree: &Tree) -> Vec<u8> {

@@ -1,5 +1,11 @@
 //! Overlays as QEMU sees them, and a distribution read through one.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests too, and skips must be seen"
+)]
+
 mod common;
 
 use std::{
@@ -23,7 +29,7 @@ fn tree_is_read_through_a_fresh_overlay_at_once() {
     let mut tree = Tree::default();
     tree.add(b"", meta(0o755), common::Held::Directory);
     tree.add(b"etc/hostname", meta(0o644), file(b"box\n"));
-    tree.add(b"data", meta(0o644), file(&[7; 300_000]));
+    tree.add(b"data", meta(0o644), file(&vec![7; 300_000]));
     common::make(&base, Bytes::gib(256), &tree);
     let start = Instant::now();
     create_overlay(&overlay, &base, Bytes::gib(256)).unwrap();
@@ -111,4 +117,12 @@ fn what_qemu_writes_is_read_and_the_base_stays() {
     disk.read_at(1 << 30, &mut buf).unwrap();
     assert!(buf.iter().all(|byte| *byte == 0));
     assert!(fs_err::read(&base).unwrap().iter().all(|byte| *byte == 1));
+}
+
+#[test]
+fn readers_and_writers_may_move_between_threads() {
+    fn movable<T: Send>() {}
+    movable::<hostel_disk::ext4::Writer>();
+    movable::<Reader<hostel_disk::overlay::ChainSource>>();
+    movable::<Reader<hostel_disk::FileSource>>();
 }

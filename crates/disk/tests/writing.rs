@@ -1,5 +1,11 @@
 //! Images that the writer makes, judged by its own reader, by e2fsck and by the kernel.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests too, and skips must be seen"
+)]
+
 mod common;
 
 use std::{io, process::Command};
@@ -58,7 +64,7 @@ fn full_tree() -> Tree {
         )],
         ..meta(0o4755)
     };
-    tree.add(b"bin/ping", ping, file(&[0xAB; 70_000]));
+    tree.add(b"bin/ping", ping, file(&vec![0xAB; 70_000]));
     tree.add(
         b"bin/ping6",
         NodeMeta::default(),
@@ -105,7 +111,7 @@ fn full_tree() -> Tree {
             xattr("system.posix_acl_default", &acl()),
             xattr("user.note", b"hello"),
             xattr("trusted.big", &[7; 3000]),
-            xattr("user.empty=0x", b""),
+            xattr("user.empty", b""),
         ],
         ..meta(0o2750)
     };
@@ -546,6 +552,39 @@ fn full_image_and_lost_data_are_told_and_spoil_the_image() {
         Writer::create(dir.path().join("c"), options(Bytes::mib(8))).is_err(),
         "an existing file stays"
     );
+}
+
+/// Runs itself again in a mount namespace where a small tmpfs stands for a full disk.
+#[test]
+fn full_host_disk_is_told() {
+    const TEST: &str = "full_host_disk_is_told";
+    if let Some(dir) = std::env::var_os("DISK_TEST_SMALL_TMPFS") {
+        let image = std::path::Path::new(&dir).join("disk.raw");
+        let mut writer = Writer::create(image, options(Bytes::gib(1))).unwrap();
+        let pushed = push(&mut writer, b"big", &meta(0o644), &file(&vec![1; 12 << 20]));
+        let error = pushed.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error:?}");
+        assert!(writer.finish().is_err());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let shell = "mount -t tmpfs -o size=8m none \"$0\" || exit 99\nDISK_TEST_SMALL_TMPFS=\"$0\" exec \"$1\" --exact full_host_disk_is_told";
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "sh", "-c", shell])
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap());
+    match command.output() {
+        Err(error) => skip(TEST, &format!("unshare: {error}")),
+        Ok(output) if output.status.code() == Some(99) || !rustix::process::geteuid().is_root() => {
+            skip(TEST, "mounting a tmpfs needs root");
+        }
+        Ok(output) => assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        ),
+    }
 }
 
 #[derive(Clone, Debug)]

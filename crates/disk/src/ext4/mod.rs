@@ -14,6 +14,7 @@ mod layout;
 mod nodes;
 mod output;
 mod reader;
+mod store;
 mod superblock;
 mod writer;
 mod xattr;

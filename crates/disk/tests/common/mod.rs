@@ -123,12 +123,11 @@ impl Tree {
             let source = owner(path);
             let (mut meta, held) = self.0[&source].clone();
             meta.xattrs.sort();
-            let held = match first.get(&source) {
-                Some(earlier) => Held::HardLink(earlier.clone()),
-                None => {
-                    first.insert(source, path.clone());
-                    normal(held)
-                }
+            let held = if let Some(earlier) = first.get(&source) {
+                Held::HardLink(earlier.clone())
+            } else {
+                first.insert(source, path.clone());
+                normal(held)
             };
             out.0.insert(path.clone(), (meta, held));
         }
@@ -197,7 +196,7 @@ pub(crate) fn options(size: Bytes) -> Options {
         0x1234_5678_9abc_def0_1122_3344_5566_7788,
     ));
     options.size = size;
-    options.label = "test".to_owned();
+    "test".clone_into(&mut options.label);
     options.time = 1_600_000_000;
     options
 }

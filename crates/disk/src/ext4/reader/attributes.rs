@@ -10,6 +10,9 @@ use crate::{
     },
 };
 
+/// A full name and the value that user space sees.
+type Pair = (Vec<u8>, Vec<u8>);
+
 /// The largest value the kernel makes.
 const VALUE_MAX: u64 = 64 << 10;
 
@@ -42,7 +45,7 @@ impl<S: BlockSource> Volume<S> {
     }
 
     /// Returns the attributes of a file, sorted by name, in the form that getxattr(2) shows.
-    pub(super) fn xattrs(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+    pub(super) fn xattrs(&self, inode: &Inode) -> Result<Vec<Pair>, ReadError> {
         let wrong = || {
             ReadError::corrupt(format!(
                 "the attribute block of inode {} is wrong",

@@ -132,7 +132,7 @@ impl<S: BlockSource> Volume<S> {
         }
         if inode.size < 60
             && !inode.has(flag::EXTENTS | flag::INLINE_DATA)
-            && !self.has_data_block(inode)
+            && !has_data_block(inode)
         {
             return Ok(inode.map[..inode.size as usize].to_vec());
         }
@@ -142,10 +142,10 @@ impl<S: BlockSource> Volume<S> {
         }
         Ok(target)
     }
+}
 
-    /// Old kernels stored a block for short targets too; the count of sectors tells, but only beside an attribute block.
-    /// What is certain: a target has no zero byte before its end.
-    fn has_data_block(&self, inode: &Inode) -> bool {
-        inode.map[..(inode.size as usize).min(60)].contains(&0)
-    }
+/// Old kernels stored a block for short targets too. What tells them apart: a target has no zero byte before its end, a
+/// block map of numbers has.
+fn has_data_block(inode: &Inode) -> bool {
+    inode.map[..(inode.size as usize).min(60)].contains(&0)
 }

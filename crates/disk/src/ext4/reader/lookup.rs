@@ -3,7 +3,7 @@
 use super::{Reader, inodes::Inode, map::Budget};
 use crate::{
     BlockSource,
-    ext4::{ReadError, kind},
+    ext4::{ReadError, ino, kind},
 };
 
 /// How many symbolic links one look-up follows, as the kernel counts them.
@@ -40,7 +40,7 @@ impl<S: BlockSource> Reader<S> {
     /// Resolves a path from the root; `..` stops there. Missing files and links that lead nowhere give `None`.
     fn lookup(&self, path: &[u8]) -> Result<Option<Inode>, ReadError> {
         let mut budget = Budget::new(self.volume.blocks);
-        let mut trail = vec![self.volume.inode(self.volume.root())?];
+        let mut trail = vec![self.volume.inode(ino::ROOT)?];
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut links = 0;
         while let Some(name) = todo.pop() {

@@ -59,7 +59,7 @@ impl Collector<'_> {
         if let Some(last) = self.found.last_mut()
             && last.file + u64::from(last.len) == file
             && last.disk + u64::from(last.len) == disk
-            && u64::from(last.len) + len <= u64::from(u32::MAX)
+            && u32::try_from(u64::from(last.len) + len).is_ok()
         {
             last.len += len as u32;
             return Ok(());

@@ -31,6 +31,9 @@ const ESCAPED: u32 = 1;
 const SAME_UUID: u32 = 2;
 const LAST: u32 = 8;
 
+/// The most blocks that all transactions together may replace or revoke; the largest honest journals hold fewer.
+const RECORDS_MAX: usize = 1 << 22;
+
 /// The log and how to read it.
 struct Log<'a, S> {
     volume: &'a Volume<S>,
@@ -169,7 +172,11 @@ impl<S: BlockSource> Log<'_, S> {
             revoked: Vec::new(),
         };
         let mut steps = 0;
+        let mut records = 0;
         while steps < self.len {
+            if records + open.tags.len() + open.revoked.len() > RECORDS_MAX {
+                return Err(ReadError::corrupt("the journal has too many records"));
+            }
             let raw = self.read(at)?;
             if be32(&raw, 0) != MAGIC || be32(&raw, 8) != sequence {
                 break;
@@ -199,6 +206,7 @@ impl<S: BlockSource> Log<'_, S> {
                         break;
                     }
                     sequence = sequence.wrapping_add(1);
+                    records += open.tags.len() + open.revoked.len() + 1;
                     let next = Transaction {
                         sequence,
                         tags: Vec::new(),

@@ -11,7 +11,7 @@ use crate::{
     BlockSource,
     bytes::{le16, le32},
     ext4::{
-        ReadError, checksum, ino,
+        ReadError, checksum,
         superblock::{LEN, MAGIC, OFFSET},
     },
 };
@@ -248,10 +248,6 @@ impl<S: BlockSource> Volume<S> {
 
     pub(super) fn table(&self, group: u32) -> Option<u64> {
         self.tables.get(group as usize).copied()
-    }
-
-    pub(super) fn root(&self) -> u32 {
-        ino::ROOT
     }
 
     /// Drops what was read, because newer versions have come to light.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     BlockSource,
     bytes::le32,
-    ext4::{ReadError, flag, inode::read_device, kind},
+    ext4::{ReadError, flag, ino, inode::read_device, kind},
 };
 
 /// How deep directories may lie in one another.
@@ -41,7 +41,7 @@ impl<S: BlockSource> Reader<S> {
     /// Memory grows with the number of directories and of files with several names, not with the data. Fails at the
     /// first contradiction; the sink has then got a part of the tree.
     pub fn walk(&self, sink: &mut dyn TreeSink) -> Result<(), ReadError> {
-        let root = self.volume.inode(self.volume.root())?;
+        let root = self.volume.inode(ino::ROOT)?;
         if !root.is_directory() {
             return Err(ReadError::corrupt("the root is not a directory"));
         }

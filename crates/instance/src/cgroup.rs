@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const KILL_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// Tells it apart from a later one of the same name.
+    inode: u64,
 }
 
 impl Cgroup {
@@ -30,20 +33,32 @@ impl Cgroup {
         if !is_cgroup2(parent) {
             return Ok(None);
         }
-        let group = Self {
-            path: parent.join(id),
-        };
-        if group.path.exists() {
-            group.remove(KILL_TIME)?;
+        let path = parent.join(id);
+        if let Some(old) = Self::existing(&path)? {
+            old.remove(KILL_TIME)?;
         }
         give_controllers(parent);
-        std::fs::create_dir(&group.path)?;
+        std::fs::create_dir(&path)?;
+        let Some(group) = Self::existing(&path)? else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         if let Err(error) = std::fs::create_dir(group.leaf()) {
             // The first error is the one to tell; an empty directory left here is reused by the next start.
             let _ = std::fs::remove_dir(&group.path);
             return Err(error);
         }
         Ok(Some(group))
+    }
+
+    fn existing(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::metadata(path) {
+            Ok(status) => Ok(Some(Self {
+                path: path.to_owned(),
+                inode: status.ino(),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -54,8 +69,12 @@ impl Cgroup {
         self.path.join("init")
     }
 
-    /// Kills every process in the subtree and removes it, deepest first, within a time.
+    /// Kills every process in the subtree and removes it, deepest first, within a time. One that is gone, even if another has
+    /// its name by now, is a success.
     pub(crate) fn remove(&self, timeout: Duration) -> io::Result<()> {
+        if Self::existing(&self.path)?.is_none_or(|group| group.inode != self.inode) {
+            return Ok(());
+        }
         let deadline = Instant::now() + timeout;
         // Since Linux 5.14. Without it the processes must be gone already, as they are after the end of their PID 1.
         let _ = fs_err::write(self.path.join("cgroup.kill"), "1");

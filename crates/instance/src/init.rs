@@ -18,6 +18,8 @@ use crate::wire::{self, WireError};
 
 /// How long everything may take to end when the caller has gone away without a word.
 const ORPHAN_TIME: Duration = Duration::from_secs(2);
+/// How long after SIGTERM everything gets SIGHUP too, at most.
+const HANG_UP_TIME: Duration = Duration::from_millis(500);
 
 /// Becomes the distribution's PID 1.
 pub(crate) fn run(
@@ -98,25 +100,29 @@ fn start_session(
 
 /// Asks everything in the namespace to end, waits, and ends; the kernel kills what is left. The exit status tells which.
 fn stop(timeout: Duration) -> ! {
-    let deadline = Instant::now() + timeout;
+    let begin = Instant::now();
     hostel_sys::signal::wait_for_children_again();
-    // Shells ignore TERM and obey HUP; what is stopped has to run to obey.
-    for signal in [Signal::TERM, Signal::HUP, Signal::CONT] {
-        // Fails only when there is no other process.
-        let _ = hostel_sys::process::signal_all(signal.as_raw());
-    }
+    // What is stopped has to run to obey. Both fail only when there is no other process.
+    let _ = hostel_sys::process::signal_all(Signal::TERM.as_raw());
+    let _ = hostel_sys::process::signal_all(Signal::CONT.as_raw());
+    // Interactive shells ignore TERM and obey HUP, but together HUP could cut off what a program does on TERM.
+    let mut hang_up_after = Some((timeout / 4).min(HANG_UP_TIME));
     loop {
         match hostel_sys::process::reap() {
-            Ok(Reaped::Child(..) | Reaped::Stopped(..)) => {}
+            Ok(Reaped::Child(..) | Reaped::Stopped(..)) => continue,
             Ok(Reaped::None) | Err(_) => exit_now(0),
-            Ok(Reaped::Running) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    exit_now(1);
-                }
-                hostel_sys::signal::await_child(left);
-            }
+            Ok(Reaped::Running) => {}
         }
+        let passed = begin.elapsed();
+        if hang_up_after.is_some_and(|time| passed >= time) {
+            hang_up_after = None;
+            let _ = hostel_sys::process::signal_all(Signal::HUP.as_raw());
+        }
+        if passed >= timeout {
+            exit_now(1);
+        }
+        let until = hang_up_after.unwrap_or(timeout);
+        hostel_sys::signal::await_child(until.saturating_sub(passed));
     }
 }
 

@@ -21,8 +21,8 @@ const KILL_TIME: Duration = Duration::from_secs(10);
 /// What PID 1 gets on top of the time it was given, before it counts as hung.
 const STOP_SLACK: Duration = Duration::from_secs(1);
 
-/// A running distribution. All methods may be called from several threads at once. Dropping it without [`Instance::stop`] or
-/// [`Instance::kill`] kills it, without waiting.
+/// A running distribution. All methods may be called from several threads at once. Dropping it kills it
+/// ([`Instance::kill`]), which blocks for some milliseconds.
 #[derive(Debug)]
 pub struct Instance {
     pid: u32,
@@ -208,10 +208,8 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if self.try_wait().is_none() {
-            // Its namespace, and with it every process and mount, ends with it.
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        }
+        // The fallback for a path that forgot to stop it. Its warnings have nobody to go to; a second end does nothing.
+        self.kill();
     }
 }
 

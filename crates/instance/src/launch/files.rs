@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::conf::Effects;
 use super::message::StartFailure;
 use crate::beneath::Beneath;
 use crate::spec::OsRelease;
+
+use hostel_wslconf::{Network, WslConf};
 
 /// The largest of these files that is read, in bytes.
 const MAX_FILE: usize = 256 * 1024;
@@ -47,6 +48,18 @@ pub(crate) fn read_text(root: &Beneath, path: &str, warnings: &mut Vec<String>) 
             None
         }
     }
+}
+
+/// Reads /etc/wsl.conf; what is wrong in it is a warning (ERR-4).
+pub(crate) fn wsl_conf(root: &Beneath, warnings: &mut Vec<String>) -> WslConf {
+    let text = read_text(root, "/etc/wsl.conf", warnings).unwrap_or_default();
+    let (conf, problems) = WslConf::parse(&text);
+    warnings.extend(
+        problems
+            .iter()
+            .map(|problem| format!("/etc/wsl.conf:{problem}")),
+    );
+    conf
 }
 
 /// Reads os-release(5).
@@ -92,7 +105,7 @@ fn unquote(value: &str) -> String {
 /// Writes what a start writes into `/etc` (BOOT-28 to BOOT-31). Failures are warnings: a read-only root starts too.
 pub(crate) fn write_etc(
     root: &Beneath,
-    effects: &Effects,
+    network: &Network,
     hostname: &str,
     domain: &str,
     resolv_conf: Option<&Path>,
@@ -105,7 +118,7 @@ pub(crate) fn write_etc(
     };
     if let Some(target) = resolv_conf {
         let path = "/etc/resolv.conf";
-        if effects.generate_resolv_conf {
+        if network.generate_resolv_conf {
             check(path, root.replace_link(Path::new(path), target));
         } else if root
             .link_target(Path::new(path))
@@ -120,8 +133,8 @@ pub(crate) fn write_etc(
         "/etc/hostname",
         root.replace_file(Path::new("/etc/hostname"), hostname_file.as_bytes()),
     );
-    if effects.generate_hosts {
-        let text = super::conf::hosts(hostname, domain);
+    if network.generate_hosts {
+        let text = hostel_wslconf::hosts_text(hostname, domain, "");
         check(
             "/etc/hosts",
             root.replace_file(Path::new("/etc/hosts"), text.as_bytes()),

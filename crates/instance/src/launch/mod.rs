@@ -1,6 +1,5 @@
 //! Starting a distribution: the caller's side.
 
-pub(crate) mod conf;
 pub(crate) mod files;
 pub(crate) mod helper;
 pub(crate) mod message;
@@ -227,7 +226,13 @@ impl Attempt {
             {
                 return Ok(ready);
             }
-            let message = match wire::receive::<LaunchMessage>(&self.control, Some(deadline)) {
+            // Messages that are there already do not stretch the time.
+            let message = if Instant::now() < deadline {
+                wire::receive::<LaunchMessage>(&self.control, Some(deadline))
+            } else {
+                Err(WireError::Timeout)
+            };
+            let message = match message {
                 Ok(Some(message)) => message,
                 Ok(None) => {
                     return Err(LaunchError::Ended {

@@ -304,7 +304,8 @@ impl Builder<'_> {
             Need::Optional => self.root.directory(Path::new(target)),
             Need::Required | Need::Wanted => self.root.make_directory(Path::new(target)),
         };
-        let mount = mount::make(fstype, None, options, attributes)
+        // The type as source too, as mount(8) users write it for file systems without one.
+        let mount = mount::make(fstype, Some(Path::new(fstype)), options, attributes)
             .map_err(|error| io::Error::new(error.source.kind(), chain(&error)));
         self.attach(target, mount, at, need)
     }

@@ -7,7 +7,6 @@ use hostel_sys::process::{End, Fork, SingleThreaded, StdStream};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{PidfdFlags, Resource, Rlimit};
 
-use super::conf::Effects;
 use super::message::{LaunchMessage, Ready, StartFailure};
 use super::{files, mounts};
 use crate::session::SessionContext;
@@ -51,7 +50,7 @@ pub(crate) fn prepare(
     let root = mounts::mount_root(spec, &mut warnings)?;
     step("building the mount tree");
     files::check_root(&root)?;
-    let effects = Effects::read(&root, &mut warnings);
+    let conf = files::wsl_conf(&root, &mut warnings);
     let os = files::os_release(&root, &mut warnings);
     let devpts = mounts::Builder {
         root: &root,
@@ -61,7 +60,7 @@ pub(crate) fn prepare(
 
     step("naming the distribution");
     let hostname =
-        super::conf::clean_hostname(effects.hostname.as_deref().unwrap_or(&spec.hostname));
+        hostel_wslconf::clean_hostname(conf.network.hostname.as_deref().unwrap_or(&spec.hostname));
     let domain = if spec.domain.is_empty() {
         "localdomain"
     } else {
@@ -74,7 +73,7 @@ pub(crate) fn prepare(
     }
     files::write_etc(
         &root,
-        &effects,
+        &conf.network,
         &hostname,
         domain,
         spec.resolv_conf.as_deref(),
@@ -85,15 +84,16 @@ pub(crate) fn prepare(
     mounts::pivot(&root)?;
     drop(root);
     own_null();
-    if effects.mount_fstab && fstab_has_entries() {
+    if conf.automount.mount_fs_tab && fstab_has_entries() {
         step("mounting /etc/fstab");
         if let Err(problem) = mount_fstab(proof) {
             warnings.push(format!("cannot mount all of /etc/fstab: {problem}"));
         }
     }
 
-    let default_users: Vec<String> = effects
-        .default_user
+    let default_users: Vec<String> = conf
+        .user
+        .default
         .iter()
         .chain(&spec.default_user)
         .cloned()
@@ -101,7 +101,7 @@ pub(crate) fn prepare(
     let default_user = Database::read()
         .find(None, &default_users)
         .map(|user| user.name);
-    if let Some(wanted) = &effects.default_user
+    if let Some(wanted) = &conf.user.default
         && default_user.as_deref() != Some(wanted.as_bytes())
     {
         warnings.push(format!(
@@ -118,10 +118,10 @@ pub(crate) fn prepare(
             hostname: hostname.clone(),
             environment: spec.environment.clone(),
             default_users,
-            umask: effects.umask,
+            umask: conf.filesystem.umask,
         },
         devpts,
-        boot_command: effects.boot_command,
+        boot_command: conf.boot.command,
         ready: Ready {
             hostname,
             default_user: String::from_utf8_lossy(&default_user.unwrap_or_default()).into_owned(),

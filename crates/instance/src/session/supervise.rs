@@ -63,6 +63,9 @@ struct Session {
     events: OwnedFd,
     /// Dropped when the caller hangs up.
     master: Option<OwnedFd>,
+    /// Held until the command has ended: while nobody has the terminal open, its master reads as if it had ended, and a
+    /// command without it among its streams may still open `/dev/tty` any time.
+    slave: Option<OwnedFd>,
     streams: Streams,
     command: Pid,
     warnings: Vec<String>,
@@ -114,11 +117,10 @@ fn open(
     let command = Command::new(&job, user, &env, context.umask)?;
     let started = command::start(&command, &streams, &pty.slave, proof)?;
     streams.release();
-    // The slave too must be open in the command's processes only, or the master would never see its end.
-    drop(pty.slave);
     Ok(Session {
         events,
         master: Some(pty.master),
+        slave: Some(pty.slave),
         streams,
         command: started.pid,
         warnings: started.warnings,
@@ -173,7 +175,7 @@ impl Session {
     }
 
     /// Takes all children that ended; returns whether none is left, after telling so.
-    fn reap(&self, socket: Option<&OwnedFd>, running: &mut bool) -> bool {
+    fn reap(&mut self, socket: Option<&OwnedFd>, running: &mut bool) -> bool {
         let tell = |report: SessionReport| {
             if let Some(socket) = socket {
                 // A caller that does not read, or is gone, must not stop the reaping.
@@ -184,6 +186,7 @@ impl Session {
             match hostel_sys::process::reap() {
                 Ok(Reaped::Child(pid, end)) if pid == self.command => {
                     *running = false;
+                    self.slave = None;
                     tell(SessionReport::Exited(match end {
                         End::Exited(code) => CommandEnd::Exited(code),
                         End::Signaled { signal, core } => CommandEnd::Signaled { signal, core },
@@ -215,17 +218,9 @@ impl Session {
                 }
             }
             SessionRequest::Signal(signal) => {
-                let foreground = self
-                    .master
-                    .as_ref()
-                    .and_then(|m| rustix::termios::tcgetpgrp(m).ok());
-                match foreground {
-                    // The group may be gone by now.
-                    Some(group) => {
-                        drop(hostel_sys::process::signal_group(group, i32::from(signal)))
-                    }
-                    None => self.signal_command(i32::from(signal)),
-                }
+                let group = self.foreground().unwrap_or(self.command);
+                // The group may be gone by now.
+                let _ = hostel_sys::process::signal_group(group, i32::from(signal));
             }
             SessionRequest::Hangup => self.hang_up(running),
         }
@@ -236,15 +231,27 @@ impl Session {
         let _ = hostel_sys::process::signal_group(self.command, signal);
     }
 
-    /// Lets the terminal go, which tells its foreground group, and tells the command, which may be a shell behind it.
+    /// Lets the terminal go and tells its foreground group and the command, which may be a shell behind that group. The kernel
+    /// tells the leader of the session only, which is this process.
     fn hang_up(&mut self, running: bool) {
+        let foreground = self.foreground();
         self.master = None;
-        if running {
-            self.signal_command(rustix::process::Signal::HUP.as_raw());
-            self.signal_command(SIGCONT);
+        for group in foreground
+            .into_iter()
+            .chain(running.then_some(self.command))
+        {
+            for signal in [SIGHUP, SIGCONT] {
+                // The group may be gone by now.
+                let _ = hostel_sys::process::signal_group(group, signal);
+            }
         }
+    }
+
+    fn foreground(&self) -> Option<Pid> {
+        rustix::termios::tcgetpgrp(self.master.as_ref()?).ok()
     }
 }
 
+const SIGHUP: i32 = rustix::process::Signal::HUP.as_raw();
 const SIGTSTP: i32 = rustix::process::Signal::TSTP.as_raw();
 const SIGCONT: i32 = rustix::process::Signal::CONT.as_raw();

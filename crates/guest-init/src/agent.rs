@@ -17,6 +17,7 @@ mod network;
 mod pump;
 mod ready;
 mod resolver;
+mod rtnetlink;
 mod service;
 mod sessions;
 mod uevents;
@@ -32,8 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::console::{Level, say, say_error};
 use crate::machine::POWER_OFF_STATUS;
-use dial::Dialer;
-use hostel_proto::limits::CONTROL_PORT;
+use dial::{Dialer, Ports};
 use service::{Service, State};
 use uevents::Uevents;
 
@@ -51,7 +51,9 @@ const STACK: usize = 512 << 10;
 /// With `--connect PATH` the host is reached by unix sockets `PATH_<port>` instead of vsock.
 pub(crate) fn role(arguments: &[OsString]) -> ExitCode {
     let dialer = match arguments {
-        [] => Dialer::Vsock,
+        [] => Dialer::Vsock(Ports::of_command_line(
+            &fs_err::read_to_string("/proc/cmdline").unwrap_or_default(),
+        )),
         [option, path] if option == "--connect" => Dialer::Unix(PathBuf::from(path)),
         _ => {
             say(Level::Error, "agent: the only option is --connect PATH");
@@ -78,12 +80,10 @@ pub(crate) fn role(arguments: &[OsString]) -> ExitCode {
 async fn run(dialer: Dialer) {
     let state = State::new(dialer.clone());
     let tasks = TaskTracker::new();
-    if matches!(dialer, Dialer::Vsock) {
-        tasks.spawn(async {
-            if let Err(error) = network::loopback_up().await {
-                say_error("network", &error);
-            }
-        });
+    if matches!(dialer, Dialer::Vsock(_)) {
+        if let Err(error) = network::loopback_up() {
+            say_error("network", &error);
+        }
         tasks.spawn(lifecycle::serve());
     }
     let events = Uevents::subscribe()
@@ -101,17 +101,15 @@ async fn run(dialer: Dialer) {
 async fn serve_once(dialer: &Dialer, events: Option<&Uevents>, state: &Arc<State>) {
     let mut pause = DIAL_AGAIN.0;
     let stream = loop {
-        match dialer.dial(CONTROL_PORT).await {
-            Ok(stream) => break stream,
-            Err(_) => {
-                let until = Instant::now() + pause;
-                match events {
-                    Some(events) => events.changed(until).await,
-                    None => tokio::time::sleep_until(until).await,
-                }
-                pause = (pause * 2).min(DIAL_AGAIN.1);
-            }
+        if let Ok(stream) = dialer.control().await {
+            break stream;
         }
+        let until = Instant::now() + pause;
+        match events {
+            Some(events) => events.changed(until).await,
+            None => tokio::time::sleep_until(until).await,
+        }
+        pause = (pause * 2).min(DIAL_AGAIN.1);
     };
     if let Err(error) =
         connection::serve(stream, Service(state.clone()), state.power_off.clone()).await

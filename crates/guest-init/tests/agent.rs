@@ -1,5 +1,11 @@
 //! The agent without a VM: the test is the daemon, over unix sockets, and commands run in this machine's own namespaces.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it skips"
+)]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -319,7 +325,7 @@ async fn a_background_child_neither_delays_the_end_nor_is_cut_off() {
             &mut fs_err::OpenOptions::new().write(true).open(gate).unwrap(),
             b"go\n",
         )
-        .unwrap()
+        .unwrap();
     })
     .await
     .unwrap();

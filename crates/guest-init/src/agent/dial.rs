@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use hostel_model::Token;
-use hostel_proto::limits::STREAM_PORT;
+use hostel_proto::limits::{CONTROL_PORT, STREAM_PORT};
 
 /// One connection, whatever carries it.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -17,20 +17,51 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// One connection, whatever carries it.
 pub(crate) type BoxStream = Box<dyn Stream>;
 
+/// The host's ports: those of the contract, unless the kernel's command line says others (`hostel.control_port=`,
+/// `hostel.stream_port=`), because on a kernel's vhost-vsock all virtual machines of a host share one space of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    control: u32,
+    stream: u32,
+}
+
+impl Ports {
+    /// Reads the kernel's command line.
+    pub(crate) fn of_command_line(line: &str) -> Self {
+        let value = |name: &str| {
+            line.split_ascii_whitespace()
+                .rev()
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        };
+        Self {
+            control: value("hostel.control_port").unwrap_or(CONTROL_PORT),
+            stream: value("hostel.stream_port").unwrap_or(STREAM_PORT),
+        }
+    }
+}
+
 /// How the host is reached.
 #[derive(Clone, Debug)]
 pub(crate) enum Dialer {
     /// AF_VSOCK, as in the VM.
-    Vsock,
+    Vsock(Ports),
     /// Unix sockets named `<path>_<port>`: the agent without a VM, for tests of either end.
     Unix(PathBuf),
 }
 
 impl Dialer {
-    /// Connects to a port of the host. Cancel safe.
-    pub(crate) async fn dial(&self, port: u32) -> io::Result<BoxStream> {
+    /// Connects for calls. Cancel safe.
+    pub(crate) async fn control(&self) -> io::Result<BoxStream> {
+        self.dial(match self {
+            Self::Vsock(ports) => ports.control,
+            Self::Unix(_) => CONTROL_PORT,
+        })
+        .await
+    }
+
+    async fn dial(&self, port: u32) -> io::Result<BoxStream> {
         match self {
-            Self::Vsock => {
+            Self::Vsock(_) => {
                 // Asking for a socket of a family that is not there yet would make the kernel start its module loader.
                 if !Path::new("/dev/vsock").exists() {
                     return Err(io::ErrorKind::NotFound.into());
@@ -49,8 +80,34 @@ impl Dialer {
 
     /// Connects a raw stream and claims it.
     pub(crate) async fn claim(&self, token: &Token) -> io::Result<BoxStream> {
-        let mut stream = self.dial(STREAM_PORT).await?;
+        let port = match self {
+            Self::Vsock(ports) => ports.stream,
+            Self::Unix(_) => STREAM_PORT,
+        };
+        let mut stream = self.dial(port).await?;
         stream.write_all(token.as_bytes()).await?;
         Ok(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_the_command_line_win() {
+        let ports = |line| {
+            let ports = Ports::of_command_line(line);
+            (ports.control, ports.stream)
+        };
+        assert_eq!(ports("quiet console=ttyS0"), (CONTROL_PORT, STREAM_PORT));
+        assert_eq!(
+            ports("hostel.control_port=7 hostel.stream_port=8\n"),
+            (7, 8)
+        );
+        assert_eq!(
+            ports("hostel.control_port=x hostel.stream_port"),
+            (CONTROL_PORT, STREAM_PORT)
+        );
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn job(command: v1::CommandSpec) -> Result<ExecJob, Failure> {
         .iter()
         .map(|e| e.name.len() + e.value.len())
         .sum();
-    let bytes = env_bytes + command.argv.iter().map(|a| a.len()).sum::<usize>();
+    let bytes = env_bytes + command.argv.iter().fold(0, |sum, a| sum + a.len());
     if command.argv.len() > MAX_ARGS || command.env.len() > MAX_ARGS || bytes > MAX_ARG_BYTES {
         return Err(invalid(format!(
             "the command is too long: at most {MAX_ARGS} arguments and {MAX_ARG_BYTES} bytes with the environment"

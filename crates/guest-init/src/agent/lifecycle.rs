@@ -163,7 +163,10 @@ fn parse(line: &str) -> Result<Request, &'static str> {
 }
 
 fn hex(text: &str) -> Option<Vec<u8>> {
-    if text.is_empty() || text.len() % 2 != 0 || text.len() / 2 > hostel_sys::entropy::MAX_SEED {
+    if text.is_empty()
+        || !text.len().is_multiple_of(2)
+        || text.len() / 2 > hostel_sys::entropy::MAX_SEED
+    {
         return None;
     }
     let digits: Option<Vec<u8>> = text

@@ -1,13 +1,12 @@
 //! The machine's one network interface, by rtnetlink(7). Addresses come from the host over the channel; there is no DHCP.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
 
+use super::rtnetlink::{Prefixed, Routing};
 use super::uevents::Uevents;
 
 /// How long the interface may take to appear: its driver loads while the agent is up already.
@@ -30,12 +29,9 @@ pub(crate) enum NetworkError {
     #[error("cannot listen for devices")]
     Listen(#[source] std::io::Error),
     #[error("cannot talk to the kernel about the network")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] Errno),
     #[error("cannot {step}")]
-    Step {
-        step: &'static str,
-        source: rtnetlink::Error,
-    },
+    Step { step: &'static str, source: Errno },
 }
 
 /// What the interface gets, checked.
@@ -91,115 +87,52 @@ impl Network {
             .ok_or_else(|| NetworkError::NoInterface {
                 mac: self.mac.clone(),
             })?;
-        with_netlink(async |handle| {
-            let at = |step| move |source| NetworkError::Step { step, source };
-            let link = || LinkUnspec::new_with_index(index);
-            if name != NAME {
-                // A name can only be changed while the interface is down.
-                handle
-                    .link()
-                    .set(link().down().build())
-                    .execute()
-                    .await
-                    .map_err(at("take the interface down"))?;
-                handle
-                    .link()
-                    .set(link().name(NAME).build())
-                    .execute()
-                    .await
-                    .map_err(at("name the interface"))?;
-            }
-            let mut up = link().up();
-            if let Some(mtu) = self.mtu {
-                up = up.mtu(mtu);
-            }
-            handle
-                .link()
-                .set(up.build())
-                .execute()
-                .await
-                .map_err(at("bring the interface up"))?;
-            self.replace_address(&handle, index).await?;
-            if let Some(gateway) = self.gateway {
-                let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                    .gateway(gateway)
-                    .output_interface(index)
-                    .build();
-                handle
-                    .route()
-                    .add(route)
-                    .replace()
-                    .execute()
-                    .await
-                    .map_err(at("set the default route"))?;
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    async fn replace_address(&self, handle: &Handle, index: u32) -> Result<(), NetworkError> {
+        let routing = Routing::connect().map_err(NetworkError::Connect)?;
         let at = |step| move |source| NetworkError::Step { step, source };
-        let listing = handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute();
-        let present: Vec<AddressMessage> =
-            listing.try_collect().await.map_err(at("list addresses"))?;
-        for old in present {
-            let theirs = old.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            });
-            if theirs.is_some_and(|a| a != self.address || old.header.prefix_len != self.prefix) {
-                handle
-                    .address()
-                    .del(old)
-                    .execute()
-                    .await
+        if name != NAME {
+            // A name can only be changed while the interface is down.
+            routing
+                .set_link(index, false, None)
+                .map_err(at("take the interface down"))?;
+            routing
+                .name_link(index, c"eth0")
+                .map_err(at("name the interface"))?;
+        }
+        routing
+            .set_link(index, true, self.mtu)
+            .map_err(at("bring the interface up"))?;
+        let wanted = Prefixed {
+            address: self.address,
+            prefix: self.prefix,
+        };
+        for old in routing.addresses(index).map_err(at("list addresses"))? {
+            if old != wanted {
+                routing
+                    .delete_address(index, old)
                     .map_err(at("remove an old address"))?;
             }
         }
-        let add = handle
-            .address()
-            .add(index, self.address.into(), self.prefix)
-            .replace();
-        add.execute().await.map_err(at("set the address"))
+        routing
+            .add_address(index, wanted)
+            .map_err(at("set the address"))?;
+        match self.gateway {
+            Some(gateway) => routing
+                .set_default_route(index, gateway)
+                .map_err(at("set the default route")),
+            None => Ok(()),
+        }
     }
 }
 
 /// Brings the loopback interface up (BOOT-6).
-pub(crate) async fn loopback_up() -> Result<(), NetworkError> {
-    with_netlink(async |handle| {
-        let up = LinkUnspec::new_with_index(1).up().build();
-        handle
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(|source| NetworkError::Step {
-                step: "bring `lo` up",
-                source,
-            })
-    })
-    .await
-}
-
-/// Runs requests over one netlink connection, which ends with them.
-async fn with_netlink<T>(
-    work: impl AsyncFnOnce(Handle) -> Result<T, NetworkError>,
-) -> Result<T, NetworkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
-    let mut connection = std::pin::pin!(connection);
-    let mut work = std::pin::pin!(work(handle));
-    let mut connected = true;
-    loop {
-        tokio::select! {
-            result = &mut work => return result,
-            () = &mut connection, if connected => connected = false,
-        }
-    }
+pub(crate) fn loopback_up() -> Result<(), NetworkError> {
+    let routing = Routing::connect().map_err(NetworkError::Connect)?;
+    routing
+        .set_link(1, true, None)
+        .map_err(|source| NetworkError::Step {
+            step: "bring `lo` up",
+            source,
+        })
 }
 
 fn interface(class: &Path, mac: &str) -> Option<(String, u32)> {

@@ -203,9 +203,8 @@ async fn supervise(
             Ok(Some(SessionReport::Exited(end))) => {
                 ended.send_replace(Some(exited(end, totals(&tallies))));
             }
-            Ok(Some(SessionReport::Empty) | None) => break,
             Err(WireError::Timeout) => ready.clear_ready(),
-            Err(_) => break,
+            Ok(Some(SessionReport::Empty) | None) | Err(_) => break,
         }
     }
     ended.send_if_modified(|end| {

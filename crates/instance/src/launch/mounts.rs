@@ -74,7 +74,7 @@ pub(crate) fn capture(
                 ));
             }
             Err(error) => {
-                warnings.push(format!("cannot share `{}`: {error}", bind.source.display()))
+                warnings.push(format!("cannot share `{}`: {error}", bind.source.display()));
             }
         }
     }

@@ -110,7 +110,10 @@ pub(crate) fn prepare(
     }
     warnings.truncate(MAX_WARNINGS);
     for warning in &mut warnings {
-        warning.truncate(warning.floor_char_boundary(MAX_WARNING));
+        let end = (0..=MAX_WARNING.min(warning.len()))
+            .rev()
+            .find(|&n| warning.is_char_boundary(n));
+        warning.truncate(end.unwrap_or(0));
     }
     Ok(Prepared {
         context: SessionContext {

@@ -315,7 +315,7 @@ fn run(command: &Command, streams: &Streams, slave: &OwnedFd, notes: &OwnedFd) -
         match rustix::process::chdir(directory.as_c_str()) {
             Ok(()) => break,
             Err(error) if number == 0 && command.directories.len() > 2 => {
-                note(Note::Directory, error)
+                note(Note::Directory, error);
             }
             Err(_) => {}
         }

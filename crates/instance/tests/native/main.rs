@@ -2,6 +2,13 @@
 //!
 //! The program is its own helper: it calls `run_role` first.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test program with a `main` of its own, which clippy does not take for one"
+)]
+
 mod fixture;
 mod hostile;
 mod isolation;

@@ -112,10 +112,11 @@ fn failed_start() {
 fn no_process_of(id: &str) {
     for entry in std::fs::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
-        let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let cgroup = fs_err::read_to_string(path.join("cgroup")).unwrap_or_default();
         assert!(
             !cgroup.contains(&format!("hostel-test-{}/{id}/", std::process::id())),
-            "{path:?}"
+            "{}",
+            path.display()
         );
     }
 }

@@ -123,6 +123,8 @@ fn own_mounts_and_devices() {
 }
 
 fn shared_devtmpfs() {
+    // The nodes are the machine's own, and their modes are put back.
+    let _modes = ["/dev/fuse", "/dev/net/tun"].map(KeepMode::of);
     let house = House::new();
     let mut spec = house.spec("devtmpfs");
     spec.devices = DeviceTree::SharedDevtmpfs;
@@ -137,6 +139,23 @@ fn shared_devtmpfs() {
         seen.contains("/dev/pts/0") || seen.contains("/dev/pts/1"),
         "{seen}"
     );
+}
+
+/// Puts a file's mode back at the end, if there is such a file.
+struct KeepMode(&'static str, Option<std::fs::Permissions>);
+
+impl KeepMode {
+    fn of(path: &'static str) -> Self {
+        Self(path, fs_err::metadata(path).ok().map(|m| m.permissions()))
+    }
+}
+
+impl Drop for KeepMode {
+    fn drop(&mut self) {
+        if let Some(mode) = self.1.take() {
+            fs_err::set_permissions(self.0, mode).unwrap();
+        }
+    }
 }
 
 fn pid_1() {

@@ -125,6 +125,8 @@ fn own_mounts_and_devices() {
 fn shared_devtmpfs() {
     // The nodes are the machine's own, and their modes are put back.
     let _modes = ["/dev/fuse", "/dev/net/tun"].map(KeepMode::of);
+    let _directory =
+        (!std::path::Path::new("/dev/mqueue").exists()).then_some(MadeDirectory("/dev/mqueue"));
     let house = House::new();
     let mut spec = house.spec("devtmpfs");
     spec.devices = DeviceTree::SharedDevtmpfs;
@@ -139,6 +141,15 @@ fn shared_devtmpfs() {
         seen.contains("/dev/pts/0") || seen.contains("/dev/pts/1"),
         "{seen}"
     );
+}
+
+/// Removes an empty directory at the end that a test made outside its own places.
+struct MadeDirectory(&'static str);
+
+impl Drop for MadeDirectory {
+    fn drop(&mut self) {
+        std::fs::remove_dir(self.0).unwrap();
+    }
 }
 
 /// Puts a file's mode back at the end, if there is such a file.

@@ -155,14 +155,12 @@ impl Machine {
 /// Waits for the reason of an end that is under way: the monitor closed.
 async fn ended(child: &Child, mut exit: watch::Receiver<Option<ExitReason>>) -> ExitReason {
     let wait = exit.wait_for(Option::is_some);
-    match tokio::time::timeout(Duration::from_secs(5), wait).await {
-        Ok(Ok(reason)) => reason.clone().unwrap_or_else(ExitReason::unknown),
-        // Alive without a monitor: of no use.
-        _ => {
-            let _ = child.kill();
-            ExitReason::unknown()
-        }
+    if let Ok(Ok(reason)) = tokio::time::timeout(Duration::from_secs(5), wait).await {
+        return reason.clone().unwrap_or_else(ExitReason::unknown);
     }
+    // Alive without a monitor: of no use.
+    let _ = child.kill();
+    ExitReason::unknown()
 }
 
 /// Ends a QEMU whose owner never came to be; the thread that watches it then ends as well.

@@ -139,7 +139,7 @@ impl Device {
         let mut state = self.lock();
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         // Also when the queues are not running yet: the events are noted in the connections and lose nothing by waiting.
-        let mut more = state.mux.socket_events();
+        state.mux.socket_events();
         let (Some(rx), Some(tx)) = (vrings.get(RX), vrings.get(TX)) else {
             return;
         };
@@ -154,6 +154,7 @@ impl Device {
             state.mux.remove_all();
         }
         let memory = self.memory.memory();
+        let mut more = false;
         for _ in 0..ROUNDS {
             let state = &mut *state;
             let sent = from_guest(
@@ -162,22 +163,25 @@ impl Device {
                 &mut state.mux,
                 &mut state.scratch,
             );
+            // An event is told once, so what it makes ready must be sent after it, in the same round; one that comes later
+            // wakes this thread again.
+            state.mux.socket_events();
             let received = to_guest(
                 &mut rx.get_mut(),
                 &memory,
                 &mut state.mux,
                 &mut state.scratch,
             );
-            more |= state.mux.socket_events();
             match (sent, received) {
-                (Ok(Turn::Done), Ok(Turn::Done)) if !more => break,
                 (Ok(a), Ok(b)) => more = a == Turn::Budget || b == Turn::Budget,
                 (Err(error), _) | (_, Err(error)) => {
                     // The rings in guest memory make no sense. Only the guest can mend them; it is not asked again.
                     debug!(%error, "broken queue");
                     more = false;
-                    break;
                 }
+            }
+            if !more {
+                break;
             }
         }
         state.positions = [rx.queue_next_avail(), tx.queue_next_avail()];

@@ -257,7 +257,8 @@ impl Mux {
         }
     }
 
-    /// Takes note of what happened on the sockets, without waiting. Returns true when there may be more.
+    /// Takes note of what happened on the sockets, without waiting. Returns true when something was noted: then there may
+    /// be output, and more events.
     pub(crate) fn socket_events(&mut self) -> bool {
         let mut events = [MaybeUninit::uninit(); MAX_EVENTS];
         let now = Timespec {
@@ -267,7 +268,7 @@ impl Mux {
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else {
             return false;
         };
-        let full = events.len() == MAX_EVENTS;
+        let noted = !events.is_empty();
         for event in events.iter() {
             let data = event.data.u64();
             let (slot, generation) = ((data & 0xffff_ffff) as usize, (data >> 32) as u32);
@@ -291,7 +292,7 @@ impl Mux {
             }
             self.queue_if_ready(slot);
         }
-        full
+        noted
     }
 
     /// Tells whether there may be a packet for the guest.

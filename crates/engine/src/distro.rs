@@ -503,13 +503,14 @@ impl Engine {
     }
 
     /// Stops a distribution unless somebody needs it by now.
-    pub(crate) async fn stop_idle(self: &Arc<Self>, id: DistroId) {
+    pub(crate) async fn stop_idle(self: &Arc<Self>, id: DistroId, time: Duration) {
         let Some(record) = self.registry.get(id) else {
             return;
         };
         let operation = self.with_live(id, |l| Arc::clone(&l.operation));
         let _turn = operation.lock().await;
-        if self.with_live(id, |l| l.users > 0 || l.pinned) {
+        // Somebody may have come and gone while the guest was asked.
+        if !self.idle_for(time).contains(&id) {
             return;
         }
         if let Err(failure) = self.take_down(&record, None).await {
@@ -539,7 +540,7 @@ fn gone(id: DistroId) -> Failure {
 }
 
 /// Returns the host's name, which a distribution takes unless its wsl.conf says otherwise.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname()
         .nodename()
         .to_string_lossy()

@@ -31,6 +31,8 @@ pub struct Booted {
     pub info: VmInfo,
     /// The disk with modules to attach and mount, read-only.
     pub modules: Option<DiskPlan>,
+    /// The times that the configuration asks for as of this start; `None`: as before.
+    pub timeouts: Option<crate::Timeouts>,
 }
 
 /// What does not change while a VM runs.

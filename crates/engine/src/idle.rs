@@ -55,7 +55,7 @@ async fn stop_idle_distros(engine: &Arc<Engine>, time: Duration) {
             return;
         };
         match running.inspect(id).await {
-            Ok(seen) if seen.processes <= 1 => engine.stop_idle(id).await,
+            Ok(seen) if seen.processes <= 1 => engine.stop_idle(id, time).await,
             Ok(_) => engine.not_idle(id),
             Err(failure) => {
                 tracing::debug!(%failure, "an idle distribution does not say what runs in it");

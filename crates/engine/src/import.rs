@@ -4,13 +4,14 @@
 //! that end in `.partial` or on bases without a record, which the next start of the daemon sweeps.
 
 use std::{
-    io::{self, Read as _},
+    io::{self, Read},
     path::PathBuf,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use hostel_disk::{ext4, overlay};
+use hostel_image::OsRelease;
 use hostel_model::{Bytes, ErrorCode, Failure};
 use hostel_proto::{limits::CLAIM_TIMEOUT, v1};
 use hostel_rootfs::{ReadError, ReadOptions, read_archive};
@@ -18,7 +19,6 @@ use hostel_rootfs::{ReadError, ReadOptions, read_archive};
 use crate::{
     archives,
     engine::{Engine, parse_name},
-    os,
     pipe::{ClientFile, Hashed},
     registry::{BasePin, Registry, Reservation},
     state::{self, BaseFile, DistroFile, OsInfo},
@@ -37,14 +37,22 @@ const MAX_TAIL: u64 = 64 << 20;
 /// Progress is told every so many bytes.
 const STEP: u64 = 4 << 20;
 
+/// Where an archive comes from.
+pub(crate) enum Input {
+    /// A file, pipe or socket of a client.
+    Client(fs_err::File),
+    /// Something that is made while it is read.
+    Made(Box<dyn Read + Send>),
+}
+
 /// What an import needs to know.
-struct Job {
-    registry: Arc<Registry>,
-    reservation: Reservation,
-    size: Bytes,
-    source: String,
-    set_default: bool,
-    sink: TaskSink,
+pub(crate) struct Job {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) reservation: Reservation,
+    pub(crate) size: Bytes,
+    pub(crate) source: String,
+    pub(crate) set_default: bool,
+    pub(crate) sink: TaskSink,
 }
 
 /// What an import made.
@@ -87,30 +95,26 @@ impl Engine {
             source.clone()
         };
         let input = fs_err::File::from_parts(descriptor.into(), path);
-        self.take_archive(input, reservation, size, source, request.set_default, sink)
-            .await
-    }
-
-    /// Imports from a descriptor of our own or of a client.
-    pub(crate) async fn take_archive(
-        self: &Arc<Self>,
-        input: fs_err::File,
-        reservation: Reservation,
-        size: Bytes,
-        source: String,
-        set_default: bool,
-        sink: &TaskSink,
-    ) -> Result<(), Failure> {
         let job = Job {
             registry: Arc::clone(&self.registry),
             reservation,
             size,
             source,
-            set_default,
+            set_default: request.set_default,
             sink: sink.clone(),
         };
+        self.take_archive(Input::Client(input), job).await
+    }
+
+    /// Runs an import to its end and tells its client.
+    pub(crate) async fn take_archive(
+        self: &Arc<Self>,
+        input: Input,
+        job: Job,
+    ) -> Result<(), Failure> {
+        let sink = job.sink.clone();
         let made = tokio::task::spawn_blocking(move || {
-            let made = job.run(&input);
+            let made = job.run(input);
             hostel_sys::memory::give_back();
             made
         })
@@ -167,7 +171,7 @@ struct Base {
 }
 
 impl Job {
-    fn run(self, input: &fs_err::File) -> Result<Imported, Failure> {
+    fn run(self, input: Input) -> Result<Imported, Failure> {
         let base = self.base(input)?;
         self.sink.progress("registering", 0, 0, "");
         let id = self.reservation.id;
@@ -214,7 +218,21 @@ impl Job {
     }
 
     /// Returns the base of an archive: a known one without reading, else by reading.
-    fn base(&self, input: &fs_err::File) -> Result<Base, Failure> {
+    fn base(&self, input: Input) -> Result<Base, Failure> {
+        let input = match input {
+            Input::Made(mut reader) => {
+                let (_, base) = self.read(
+                    Cancelled {
+                        input: &mut reader,
+                        sink: &self.sink,
+                    },
+                    0,
+                )?;
+                return Ok(base);
+            }
+            Input::Client(file) => file,
+        };
+        let input = &input;
         let layout = self.registry.layout();
         let stamp = archives::stamp(input);
         if let Some(digest) = stamp.and_then(|s| archives::known(layout, &s)) {
@@ -232,7 +250,12 @@ impl Job {
         }
         self.check_space(input)?;
         let begun = SystemTime::now();
-        let (digest, base) = self.read(input)?;
+        let total = input
+            .metadata()
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map_or(0, |m| m.len());
+        let (digest, base) = self.read(ClientFile::new(input, &self.sink), total)?;
         if let Some(stamp) = stamp
             && let Err(error) = self.remember(input, stamp, begun, &digest)
         {
@@ -291,7 +314,7 @@ impl Job {
     }
 
     /// Reads an archive into a new base, or finds out at its end that the base exists.
-    fn read(&self, input: &fs_err::File) -> Result<(String, Base), Failure> {
+    fn read(&self, input: impl io::Read, total: u64) -> Result<(String, Base), Failure> {
         let layout = self.registry.layout();
         let partial =
             layout
@@ -307,11 +330,6 @@ impl Job {
         let mut writer = ext4::Writer::create(&partial, options)
             .map_err(|e| disk_failure(&e, "the disk cannot be made"))?;
 
-        let total = input
-            .metadata()
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .map_or(0, |m| m.len());
         let mut told = 0;
         let mut progress = |p: hostel_rootfs::Progress| {
             if p.taken >= told + STEP {
@@ -320,8 +338,8 @@ impl Job {
                     .progress("reading archive", p.taken, total, "bytes");
             }
         };
-        let mut hashed = Hashed::new(ClientFile::new(input, &self.sink))
-            .map_err(|e| Failure::from_error(ErrorCode::Internal, &e))?;
+        let mut hashed =
+            Hashed::new(input).map_err(|e| Failure::from_error(ErrorCode::Internal, &e))?;
         let summary = read_archive(
             &mut hashed,
             &mut writer,
@@ -378,7 +396,7 @@ impl Job {
             .facts
             .os_release
             .as_deref()
-            .map_or_else(OsInfo::default, os::parse);
+            .map_or_else(OsInfo::default, os_info);
         let file = BaseFile {
             os,
             archive_bytes,
@@ -419,7 +437,7 @@ impl Job {
         }
         let failure = match error {
             ReadError::Sink { .. } => return disk_failure(error, "the disk cannot be written"),
-            ReadError::Input(_) => Failure::from_error(ErrorCode::File, error),
+            ReadError::Input(source) => crate::install::input_failure(source, error),
             ReadError::Empty
             | ReadError::NotAnArchive { .. }
             | ReadError::Truncated { .. }
@@ -434,6 +452,16 @@ impl Job {
             message: format!("cannot import {}: {}", self.shown(), failure.message),
             ..failure
         }
+    }
+}
+
+/// Takes from os-release what is kept (IMG-3).
+fn os_info(bytes: &[u8]) -> OsInfo {
+    let os = OsRelease::parse(bytes);
+    OsInfo {
+        id: os.id.unwrap_or_default(),
+        version: os.version_id.unwrap_or_default(),
+        pretty_name: os.pretty_name.unwrap_or_default(),
     }
 }
 
@@ -489,6 +517,24 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+/// Ends reading when the client is gone.
+struct Cancelled<'a> {
+    input: &'a mut (dyn Read + Send),
+    sink: &'a TaskSink,
+}
+
+impl Read for Cancelled<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.sink.is_closed() {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the client is gone",
+            ));
+        }
+        self.input.read(buf)
+    }
 }
 
 /// Removes a file or directory unless the work is done.

@@ -5,6 +5,7 @@
 //! and foundation; only programs use it.
 
 mod archives;
+pub mod backend;
 mod distro;
 mod engine;
 mod export;
@@ -12,10 +13,10 @@ mod flight;
 pub mod hypervisor;
 mod idle;
 mod import;
+mod install;
 mod kernels;
 pub mod layout;
 pub mod lifecycle;
-mod os;
 mod pipe;
 pub mod registry;
 mod session;

@@ -366,7 +366,11 @@ impl Engine {
             configure,
             info,
             modules,
+            timeouts,
         } = booted;
+        if let Some(timeouts) = timeouts {
+            self.set_timeouts(timeouts);
+        }
         let work = async {
             let mut agent = connect(control).await.map_err(|e| {
                 Failure::from_error(ErrorCode::VmStart, &e).hint("hostel logs console")

@@ -155,6 +155,7 @@ impl Hypervisor for FakeHypervisor {
                     ..VmInfo::default()
                 },
                 modules: None,
+                timeouts: None,
             })
         }
         .boxed()

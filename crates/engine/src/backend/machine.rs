@@ -1,0 +1,129 @@
+//! A running QEMU with its channel, as the engine sees it.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hostel_model::{ErrorCode, Failure};
+use hostel_qemu::{AttachDisk, DiskError, DiskFile, DiskFormat};
+use hostel_vsock::{Channel, Listener};
+use tokio::sync::Mutex;
+
+use crate::{
+    hypervisor::{DiskKind, DiskPlan, Machine},
+    streams::GuestStream,
+};
+
+/// How long a killed QEMU may take to be gone.
+const KILL_TIME: Duration = Duration::from_secs(10);
+
+/// QEMU and the host end of its channel.
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    machine: hostel_qemu::Machine,
+    control: Mutex<Listener>,
+    streams: Mutex<Listener>,
+    /// Ends with the machine; dropped after it.
+    _channel: Channel,
+}
+
+impl QemuVm {
+    pub(super) fn new(
+        machine: hostel_qemu::Machine,
+        channel: Channel,
+        control: Listener,
+        streams: Listener,
+    ) -> Self {
+        Self {
+            machine,
+            control: Mutex::new(control),
+            streams: Mutex::new(streams),
+            _channel: channel,
+        }
+    }
+}
+
+impl Machine for QemuVm {
+    fn attach<'a>(&'a self, disk: &'a DiskPlan) -> BoxFuture<'a, Result<(), Failure>> {
+        let raw = |path: &std::path::Path| DiskFile {
+            path: path.to_owned(),
+            format: DiskFormat::Raw,
+        };
+        let plan = match &disk.kind {
+            DiskKind::Overlay { base } => AttachDisk {
+                serial: disk.serial.clone(),
+                base: raw(base),
+                overlay: Some(disk.path.clone()),
+                read_only: false,
+            },
+            DiskKind::RawReadOnly => AttachDisk {
+                serial: disk.serial.clone(),
+                base: raw(&disk.path),
+                overlay: None,
+                read_only: true,
+            },
+        };
+        Box::pin(async move {
+            match self.machine.attach_disk(&plan).await {
+                Ok(_) | Err(DiskError::Attached(_)) => Ok(()),
+                Err(error) => {
+                    Err(Failure::from_error(ErrorCode::DistroStart, &error).hint("hostel doctor"))
+                }
+            }
+        })
+    }
+
+    fn detach<'a>(&'a self, serial: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            self.machine.detach_disk(serial).await.map_err(|e| {
+                Failure::from_error(ErrorCode::Busy, &e)
+                    .hint("hostel shutdown, which frees every disk")
+            })
+        })
+    }
+
+    fn ended(&self) -> BoxFuture<'_, String> {
+        Box::pin(async move { self.machine.wait().await.to_string() })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.machine.kill() {
+                tracing::error!(%error, "QEMU cannot be killed");
+            }
+            if tokio::time::timeout(KILL_TIME, self.machine.wait())
+                .await
+                .is_err()
+            {
+                tracing::error!(pid = self.machine.pid(), "QEMU was killed and is not gone");
+            }
+        })
+    }
+
+    fn agent_dials(&self) -> BoxFuture<'_, Option<GuestStream>> {
+        Box::pin(async move {
+            self.control
+                .lock()
+                .await
+                .accept()
+                .await
+                .ok()
+                .map(|c| Box::new(c) as GuestStream)
+        })
+    }
+
+    fn stream_dials(&self) -> BoxFuture<'_, Option<GuestStream>> {
+        Box::pin(async move {
+            self.streams
+                .lock()
+                .await
+                .accept()
+                .await
+                .ok()
+                .map(|c| Box::new(c) as GuestStream)
+        })
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        self.machine.resident_bytes().map_or(0, |b| b.0)
+    }
+}

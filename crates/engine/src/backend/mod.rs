@@ -1,0 +1,481 @@
+//! The VM for real: what the configuration asks for, what the host gives, and QEMU started with both.
+
+mod files;
+mod machine;
+mod network;
+
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use hostel_model::{Bytes, ErrorCode, Failure, Paths};
+use hostel_proto::{
+    limits::{CONTROL_PORT, STREAM_PORT},
+    v1,
+};
+use hostel_qemu::{
+    Accel, AccelChoice, AccelRequest, LaunchOptions, MachineConfig, QemuBinary, VsockDevice,
+    kernel_command_line, probe_accel, probe_qemu,
+};
+use hostel_vsock::{Channel, ChannelKind, Device, Listener};
+use hostel_wslconf::{FileKind, Level, MachineConf};
+
+use crate::{
+    Timeouts,
+    backend::{files::BootFiles, machine::QemuVm},
+    engine::lock,
+    hypervisor::{Booted, Hypervisor, VmInfo},
+    kernels,
+    registry::Registry,
+};
+
+/// The most memory a VM gets under TCG unless it is asked for: every page is shared memory of this host.
+const TCG_MEMORY: Bytes = Bytes::gib(4);
+
+/// Less available memory than this on the host is too little to start a VM.
+const LEAST_MEMORY: Bytes = Bytes::mib(384);
+
+/// How long a VM under TCG may take until its agent dials in: on a busy host several times the usual 3 s.
+const TCG_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long QEMU may take until its monitor answers.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many lines of the console are quoted when a VM does not start.
+const CONSOLE_LINES: usize = 12;
+
+/// What the environment sets over the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// How long an idle distribution stays; inside: `None` is for ever.
+    pub instance_idle: Option<Option<Duration>>,
+    /// How long an idle VM stays, the same.
+    pub vm_idle: Option<Option<Duration>>,
+}
+
+/// Starts VMs with QEMU.
+#[derive(Debug)]
+pub struct VmBackend {
+    registry: Arc<Registry>,
+    paths: Paths,
+    init: Option<PathBuf>,
+    search_path: OsString,
+    overrides: Overrides,
+    qemu: Mutex<Option<QemuBinary>>,
+}
+
+/// What a start works from.
+struct Plan {
+    conf: MachineConf,
+    qemu: QemuBinary,
+    accel: AccelChoice,
+    files: BootFiles,
+    memory: Bytes,
+    cpus: u32,
+}
+
+impl VmBackend {
+    /// Describes where things are; nothing is looked at before the first start. `init` is the guest's `/init`.
+    pub fn new(
+        registry: Arc<Registry>,
+        paths: Paths,
+        init: Option<PathBuf>,
+        search_path: OsString,
+        overrides: Overrides,
+    ) -> Self {
+        Self {
+            registry,
+            paths,
+            init,
+            search_path,
+            overrides,
+            qemu: Mutex::default(),
+        }
+    }
+
+    /// Returns the times that the configuration and the environment ask for. Blocks for a moment.
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts_of(&self.read_conf().map(|(conf, _)| conf).unwrap_or_default())
+    }
+
+    fn timeouts_of(&self, conf: &MachineConf) -> Timeouts {
+        Timeouts {
+            instance_idle: self
+                .overrides
+                .instance_idle
+                .unwrap_or(conf.general.instance_idle_timeout),
+            vm_idle: self.overrides.vm_idle.unwrap_or(conf.wsl2.vm_idle_timeout),
+            distro_start: conf.wsl2.distribution_start_timeout,
+            ..Timeouts::default()
+        }
+    }
+
+    /// Returns where the configuration says Debian is bootstrapped from. Blocks for a moment.
+    pub fn debian_mirror(&self) -> Option<String> {
+        self.read_conf().ok()?.0.hostel.debian_mirror
+    }
+
+    /// Returns the network that the next VM gets.
+    pub fn network_plan(&self) -> v1::NetworkStatus {
+        let mut status = network::plan(&self.registry, &MachineConf::default())
+            .map(|n| n.status)
+            .unwrap_or_default();
+        if self.registry.settings().nat.is_none() {
+            // Comes with the first record.
+            status.mac.clear();
+        }
+        status
+    }
+
+    /// Reads the first configuration file that exists. Mistakes in the reference's file are warnings (ERR-4).
+    fn read_conf(&self) -> Result<(MachineConf, Vec<String>), Failure> {
+        for (i, path) in self.paths.config_files.iter().enumerate() {
+            let text = match fs_err::read(path) {
+                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Failure::from_error(ErrorCode::Config, &e)),
+            };
+            let kind = if i == 0 {
+                FileKind::HostelConf
+            } else {
+                FileKind::WslConfig
+            };
+            let (conf, problems) = MachineConf::parse(&text, kind);
+            let shown = |w: &hostel_wslconf::Warning| format!("{}:{w}", path.display());
+            if let Some(error) = problems.iter().find(|p| p.level == Level::Error) {
+                return Err(Failure::new(ErrorCode::Config, shown(error)).hint("hostel config"));
+            }
+            return Ok((conf, problems.iter().map(shown).collect()));
+        }
+        Ok((MachineConf::default(), Vec::new()))
+    }
+
+    /// Finds QEMU; the answer is kept until the program changes its place.
+    fn find_qemu(&self) -> Result<QemuBinary, Failure> {
+        if let Some(known) = lock(&self.qemu).clone()
+            && known.path.is_file()
+        {
+            return Ok(known);
+        }
+        let found = probe_qemu(None, &self.search_path).map_err(|e| {
+            Failure::from_error(ErrorCode::QemuMissing, &e)
+                .hint("sudo apt-get install qemu-system-x86")
+        })?;
+        *lock(&self.qemu) = Some(found.clone());
+        Ok(found)
+    }
+
+    fn choose_accel(&self, conf: &MachineConf) -> Result<AccelChoice, Failure> {
+        let request = match conf.hostel.accel {
+            hostel_wslconf::Accel::Auto => AccelRequest::Auto,
+            hostel_wslconf::Accel::Kvm => AccelRequest::Kvm,
+            hostel_wslconf::Accel::Tcg => AccelRequest::Tcg,
+        };
+        probe_accel(request, self.registry.settings().kvm_failed.as_deref()).map_err(|e| {
+            Failure::from_error(ErrorCode::Unsupported, &e)
+                .hint("set `accel=auto` in section [hostel] of hostel.conf")
+        })
+    }
+
+    /// Gathers everything that a start needs. Blocks.
+    fn prepare(&self) -> Result<(Plan, Vec<String>), Failure> {
+        let (conf, warnings) = self.read_conf()?;
+        let kernel = kernels::chosen(&self.registry)?;
+        let init = self
+            .init
+            .as_deref()
+            .filter(|p| p.is_file())
+            .ok_or_else(|| {
+                Failure::new(
+                    ErrorCode::VmStart,
+                    "the guest program `hostel-init` is not beside `hosteld`",
+                )
+                .hint("cargo xtask build --release")
+                .hint("or set HOSTEL_INIT to its path")
+            })?;
+        // Asking QEMU takes as long as everything else here.
+        let (qemu, files) = std::thread::scope(|scope| {
+            let qemu = scope.spawn(|| self.find_qemu());
+            let files = files::prepare(&kernel, init, self.registry.layout());
+            (qemu.join().expect("probing does not panic"), files)
+        });
+        let (qemu, files) = (qemu?, files?);
+        let accel = self.choose_accel(&conf)?;
+        let (total, available) = host_memory();
+        if available < LEAST_MEMORY {
+            return Err(Failure::new(
+                ErrorCode::OutOfMemory,
+                format!("the host has {available} of memory available, a VM needs at least {LEAST_MEMORY}"),
+            )
+            .hint("end some programs and try again"));
+        }
+        let mut memory = conf.memory_for(total);
+        if conf.wsl2.memory.is_none() && accel.accel == Accel::Tcg {
+            memory = memory.min(TCG_MEMORY);
+        }
+        let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let (cpus, _) = conf.processors_for(host_cpus);
+        Ok((
+            Plan {
+                conf,
+                qemu,
+                accel,
+                files,
+                memory,
+                cpus: cpus.min(255),
+            },
+            warnings,
+        ))
+    }
+
+    async fn start(&self, warn: &(dyn Fn(String) + Send + Sync)) -> Result<Booted, Failure> {
+        // The scoped threads inside keep `self` borrowed; this blocks one worker for some 0.1 s at most.
+        let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare())?;
+        warnings.into_iter().for_each(warn);
+        let failure = match self.launch(&plan, warn).await {
+            Ok(booted) => return Ok(booted),
+            Err(failure) => failure,
+        };
+        if plan.accel.accel != Accel::Kvm || plan.conf.hostel.accel == hostel_wslconf::Accel::Kvm {
+            return Err(failure);
+        }
+        warn(format!(
+            "the VM did not start with KVM and is started without it, which is slower: {}",
+            failure.message
+        ));
+        let why = failure
+            .message
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        plan.accel = AccelChoice {
+            accel: Accel::Tcg,
+            reason: format!("KVM failed: {why}"),
+        };
+        let booted = self.launch(&plan, warn).await?;
+        // Only now is it KVM's fault.
+        if let Err(error) = self.registry.change_settings(|s| s.kvm_failed = Some(why)) {
+            tracing::warn!(%error, "the failure of KVM was not remembered");
+        }
+        Ok(booted)
+    }
+
+    /// Opens the channel: the kernel's way where it works and its ports are free, else our own device.
+    fn open_channel(&self) -> Result<(Channel, Listener, Listener), Failure> {
+        let open = |kind: &ChannelKind| -> Result<_, Failure> {
+            let failed = |e: &dyn std::error::Error| Failure::from_error(ErrorCode::VmStart, e);
+            let channel = Channel::open(kind).map_err(|e| failed(&e))?;
+            let control = channel.listen(CONTROL_PORT).map_err(|e| failed(&e))?;
+            let streams = channel.listen(STREAM_PORT).map_err(|e| failed(&e))?;
+            Ok((channel, control, streams))
+        };
+        open(&ChannelKind::VhostVsock).or_else(|_| {
+            open(&ChannelKind::VhostUser {
+                dir: self.paths.runtime.clone(),
+            })
+        })
+    }
+
+    async fn launch(
+        &self,
+        plan: &Plan,
+        warn: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<Booted, Failure> {
+        let network = network::plan(&self.registry, &plan.conf)?;
+        network.warnings.iter().cloned().for_each(warn);
+        let (channel, mut control, streams) = self.open_channel()?;
+        let mut config = MachineConfig::new(
+            &plan.qemu,
+            plan.accel.accel,
+            plan.files.kernel.clone(),
+            plan.files.initramfs.clone(),
+        );
+        config.memory = plan.memory;
+        config.cpus = plan.cpus;
+        config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
+        config.nic.clone_from(&network.nic);
+        let options = LaunchOptions {
+            console_log: self.paths.console_log(),
+            stderr_log: self.paths.runtime.join("qemu.log"),
+            patience: MONITOR_PATIENCE,
+        };
+        let start_failure = |e: &dyn std::error::Error| {
+            Failure::from_error(ErrorCode::VmStart, e)
+                .hint("hostel doctor")
+                .hint("hostel logs console")
+        };
+        let machine = hostel_qemu::Machine::launch(config, options)
+            .await
+            .map_err(|e| start_failure(&e))?;
+        let (device, channel_name) = match channel.device() {
+            Device::VhostUser { socket } => (VsockDevice::VhostUser { socket }, "vhost-user-vsock"),
+            Device::VhostVsock { cid } => (VsockDevice::VhostVsock { cid }, "vhost-vsock"),
+        };
+        machine
+            .plug_vsock(&device)
+            .await
+            .map_err(|e| start_failure(&e))?;
+        machine.start().await.map_err(|e| start_failure(&e))?;
+        let patience = match plan.accel.accel {
+            Accel::Kvm => plan.conf.wsl2.kernel_boot_timeout,
+            Accel::Tcg => plan.conf.wsl2.kernel_boot_timeout.max(TCG_PATIENCE),
+        };
+        let dialled = tokio::select! {
+            dialled = tokio::time::timeout(patience, control.accept()) => dialled,
+            end = machine.wait() => {
+                return Err(Failure::new(ErrorCode::VmStart, format!("the VM ended while it started: {end}"))
+                    .hint("hostel logs console"));
+            }
+        };
+        let agent = match dialled {
+            Ok(Ok(agent)) => agent,
+            Ok(Err(error)) => return Err(start_failure(&error)),
+            Err(_) => {
+                let tail = machine.console_tail(CONSOLE_LINES);
+                let said = if tail.is_empty() {
+                    "nothing".to_owned()
+                } else {
+                    format!("\n{tail}")
+                };
+                return Err(Failure::new(
+                    ErrorCode::VmStart,
+                    format!(
+                        "the VM did not answer within {} s under {}; its console says: {said}",
+                        patience.as_secs(),
+                        plan.accel.accel
+                    ),
+                )
+                .hint("hostel logs console"));
+            }
+        };
+        let info = VmInfo {
+            accel: plan.accel.accel.to_string(),
+            accel_reason: plan.accel.reason.clone(),
+            qemu_pid: machine.pid(),
+            qemu_version: plan.qemu.version.to_string(),
+            machine: plan.qemu.machine.clone(),
+            channel: channel_name.to_owned(),
+            memory_bytes: plan.memory.0,
+            cpus: plan.cpus,
+            network: network.status.clone(),
+        };
+        network::record(&self.registry, &network);
+        let configure = v1::ConfigureRequest {
+            hostname: crate::distro::host_name(),
+            network: network.guest,
+            ..v1::ConfigureRequest::default()
+        };
+        Ok(Booted {
+            machine: Arc::new(QemuVm::new(machine, channel, control, streams)),
+            control: Box::new(agent),
+            configure,
+            info,
+            modules: Some(plan.files.modules.clone()),
+            timeouts: Some(self.timeouts_of(&plan.conf)),
+        })
+    }
+
+    /// Checks what a start needs, for `doctor`.
+    pub async fn checks(&self) -> Vec<v1::Check> {
+        let mut checks = Vec::new();
+        let mut say = |name: &str, result: Result<String, Failure>| {
+            let (verdict, found, next_step) = match result {
+                Ok(found) => ("ok", found, String::new()),
+                Err(failure) => (
+                    "error",
+                    failure.message,
+                    failure.hints.into_iter().next().unwrap_or_default(),
+                ),
+            };
+            checks.push(v1::Check {
+                name: name.to_owned(),
+                verdict: verdict.to_owned(),
+                found,
+                next_step,
+            });
+        };
+        tokio::task::block_in_place(|| {
+            let conf = self.read_conf();
+            say(
+                "configuration",
+                conf.clone().map(|(_, w)| {
+                    if w.is_empty() {
+                        "read".to_owned()
+                    } else {
+                        w.join("; ")
+                    }
+                }),
+            );
+            let conf = conf.map(|(c, _)| c).unwrap_or_default();
+            say(
+                "qemu",
+                self.find_qemu()
+                    .map(|q| format!("{} {}, {}", q.path.display(), q.version, q.machine)),
+            );
+            say(
+                "accel",
+                self.choose_accel(&conf)
+                    .map(|a| format!("{}: {}", a.accel, a.reason)),
+            );
+            say(
+                "guest program",
+                match &self.init {
+                    Some(path) if path.is_file() => Ok(path.display().to_string()),
+                    _ => Err(Failure::new(
+                        ErrorCode::VmStart,
+                        "`hostel-init` is not beside `hosteld`",
+                    )
+                    .hint("cargo xtask build --release")),
+                },
+            );
+            say(
+                "host memory",
+                match host_memory() {
+                    (_, available) if available < LEAST_MEMORY => Err(Failure::new(
+                        ErrorCode::OutOfMemory,
+                        format!("{available} available"),
+                    )
+                    .hint("end some programs")),
+                    (total, available) => Ok(format!("{available} of {total} available")),
+                },
+            );
+            let network = network::plan(&self.registry, &conf).map(|n| n.status);
+            say(
+                "network",
+                network.map(|n| format!("{}: {}, {}", n.backend, n.address, n.backend_reason)),
+            );
+        });
+        checks
+    }
+}
+
+impl Hypervisor for VmBackend {
+    fn boot<'a>(
+        &'a self,
+        warn: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<Booted, Failure>> {
+        Box::pin(self.start(warn))
+    }
+}
+
+/// Returns the host's memory: all of it, and what programs can still get (proc(5), meminfo).
+fn host_memory() -> (Bytes, Bytes) {
+    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|l| {
+                l.strip_prefix(name)?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .map_or(Bytes(u64::MAX), |kib| Bytes(kib.saturating_mul(1024)))
+    };
+    (field("MemTotal:"), field("MemAvailable:"))
+}

@@ -1,6 +1,9 @@
 //! A real QEMU from launch to end, with a kernel of a few bytes: it writes a line to the serial port and halts or resets.
 //! Needs the program only; without it each test says so and passes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::print_stderr, reason = "skips are told")]
+
 use std::{
     io::{BufRead as _, BufReader},
     os::unix::process::ExitStatusExt as _,

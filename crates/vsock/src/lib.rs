@@ -21,6 +21,8 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_vsock::VsockListener;
 
+#[doc(hidden)]
+pub use self::device::lone::LoneGuest;
 pub use self::{port::BACKLOG, stream::Connection};
 use self::{
     port::{Incoming, Ports},
@@ -256,5 +258,59 @@ impl Listener {
                 Connection::from_device(socket, remains, guest_port)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn private_dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs_err::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn ports_are_taken_once_and_free_after_their_listener() {
+        let dir = private_dir();
+        let channel = Channel::open(&ChannelKind::VhostUser {
+            dir: dir.path().to_owned(),
+        })
+        .unwrap();
+        let listener = channel.listen(7).unwrap();
+        assert!(matches!(channel.listen(7), Err(ListenError::InUse(7))));
+        let any = channel.listen(0).unwrap();
+        assert_ne!(any.port(), channel.listen(0).unwrap().port());
+        drop(listener);
+        let mut listener = channel.listen(7).unwrap();
+        channel.close();
+        assert_eq!(
+            listener.accept().await.unwrap_err().kind(),
+            io::ErrorKind::NotConnected
+        );
+    }
+
+    #[test]
+    fn a_directory_others_can_enter_is_refused_and_a_stale_socket_is_not_in_the_way() {
+        let dir = private_dir();
+        let kind = ChannelKind::VhostUser {
+            dir: dir.path().to_owned(),
+        };
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("vsock.sock")).unwrap());
+        drop(Channel::open(&kind).unwrap());
+        fs_err::set_permissions(dir.path(), PermissionsExt::from_mode(0o750)).unwrap();
+        assert!(matches!(
+            Channel::open(&kind),
+            Err(OpenError::NotPrivate { mode: 0o750, .. })
+        ));
+        let kind = ChannelKind::VhostUser {
+            dir: dir.path().join("missing"),
+        };
+        assert!(matches!(
+            Channel::open(&kind),
+            Err(OpenError::Directory { .. })
+        ));
     }
 }

@@ -1,6 +1,8 @@
 //! The device under a real QEMU and a real Linux driver. Needs QEMU, gcc with a static libc, and a kernel:
 //! `HOSTEL_TEST_VMLINUX` names a vmlinux, `HOSTEL_TEST_MODULES` a directory with its modules. Without them it is skipped.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -31,13 +33,14 @@ const MODULES: [&str; 8] = [
 const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn within<T>(what: &str, machine: &Machine, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!(
-            "no {what} in {PATIENCE:?}; the console said:\n{}",
-            machine.console_tail(40)
-        ),
-    }
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| {
+            panic!(
+                "no {what} in {PATIENCE:?}; the console said:\n{}",
+                machine.console_tail(40)
+            )
+        })
 }
 
 fn find(dir: &Path, name: &str) -> Option<PathBuf> {
@@ -134,7 +137,7 @@ async fn echo(machine: &Machine, listener: &mut Listener, len: usize) {
         write.write_all(&data).await.unwrap();
         write.shutdown().await.unwrap();
     };
-    let (_, end) = within("echo", machine, async {
+    let ((), end) = within("echo", machine, async {
         tokio::join!(send, read.read_to_end(&mut got))
     })
     .await;

@@ -4,6 +4,7 @@
 //! that answers QEMU's messages only stops and starts queues, under the same lock.
 
 mod conn;
+pub(crate) mod lone;
 mod mux;
 mod packet;
 #[cfg(test)]

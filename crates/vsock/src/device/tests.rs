@@ -535,12 +535,13 @@ mod queues {
             self.send_raw(&bytes, 2, false);
         }
 
-        /// Offers a buffer, unless one is on offer, and does not notify.
+        /// Keeps four buffers on offer, and does not notify.
         pub(super) fn offer(&mut self) {
-            let queue = &self.queues[RX];
-            if queue.avail == queue.used {
-                self.descriptor(queue.base, 0, queue.buffer(0), RX_LEN, WRITE, 0);
-                self.make_available(RX, 0);
+            while self.queues[RX].avail.wrapping_sub(self.queues[RX].used) < 4 {
+                let queue = &self.queues[RX];
+                let i = queue.avail % 4;
+                self.descriptor(queue.base, i, queue.buffer(i), RX_LEN, WRITE, 0);
+                self.make_available(RX, i);
             }
         }
 
@@ -556,10 +557,11 @@ mod queues {
             }
             let slot = queue.base + 0x2004 + u64::from(queue.used % SIZE) * 8;
             let len: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
+            let buffer = queue.buffer(queue.used % 4);
             queue.used = queue.used.wrapping_add(1);
             let mut bytes = vec![0; len as usize];
             self.memory
-                .read_slice(&mut bytes, GuestAddress(queue.buffer(0)))
+                .read_slice(&mut bytes, GuestAddress(buffer))
                 .unwrap();
             let header = Header::decode(bytes[..44].try_into().unwrap());
             assert_eq!(header.len as usize + 44, bytes.len());
@@ -584,27 +586,37 @@ mod queues {
     }
 
     /// The thread sleeps until a descriptor is readable, so an event that is seen and not acted upon stops everything. The
-    /// host answers at once here, which puts its bytes into the middle of the device's work again and again.
+    /// host writes the moment it is connected here, which puts its bytes into the middle of the device's work.
     #[test]
     fn no_socket_event_is_seen_without_being_acted_upon() {
+        const ROUNDS: u32 = 1000;
         let mut driver = Driver::new();
-        let mut host = driver.connect(7).socket;
+        let mut accepts = std::mem::replace(&mut driver.accepts, mpsc::channel(1).1);
         let answering = std::thread::spawn(move || {
-            let mut byte = [1];
-            host.write_all(&byte).unwrap();
-            while host.read_exact(&mut byte).is_ok() && host.write_all(&byte).is_ok() {}
+            let mut hosts = Vec::new();
+            // Sleeping would always be too late.
+            while hosts.len() < ROUNDS as usize {
+                match accepts.try_recv() {
+                    Ok(mut incoming) => {
+                        incoming.socket.write_all(b"x").unwrap();
+                        hosts.push(incoming);
+                    }
+                    Err(mpsc::error::TryRecvError::Empty) => std::hint::spin_loop(),
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            }
         });
-        let mut fwd_cnt = 0;
-        for round in 0..3000 {
+        for round in 0..ROUNDS {
             driver.offer();
+            driver.send(&Guest::header(round, op::REQUEST), &[]);
             loop {
                 match driver.collect() {
                     Some((header, _)) if header.op == op::RW => break,
-                    Some(_) => driver.offer(),
+                    Some(_) => {}
                     None => {
                         let mut fds = [PollFd::new(&driver.device.events, PollFlags::IN)];
                         let patience = Timespec {
-                            tv_sec: 20,
+                            tv_sec: 10,
                             tv_nsec: 0,
                         };
                         assert_eq!(
@@ -616,18 +628,7 @@ mod queues {
                     }
                 }
             }
-            driver.offer();
-            fwd_cnt += 1;
-            driver.send(
-                &Header {
-                    len: 1,
-                    fwd_cnt,
-                    ..Guest::header(7, op::RW)
-                },
-                &[1],
-            );
         }
-        driver.send(&Guest::header(7, op::RST), &[]);
         answering.join().unwrap();
     }
 
@@ -787,7 +788,7 @@ mod queues {
         assert_eq!(device.get_config(0, 8), [0x22, 0x11, 0, 0, 0, 0, 0, 0]);
         assert_eq!(device.get_config(1, 1), [0x11]);
         assert_eq!(device.get_config(7, 100), [0]);
-        assert_eq!(device.get_config(u32::MAX, u32::MAX), []);
+        assert!(device.get_config(u32::MAX, u32::MAX).is_empty());
         assert_eq!(device.memory().memory().num_regions(), 0);
     }
 

@@ -70,6 +70,18 @@ pub(crate) fn unpack(
     on_bytes: &mut dyn FnMut(u64),
 ) -> Result<(), DebError> {
     let file = fs_err::File::open(package).map_err(DebError::Open)?;
+    let file = io::BufReader::with_capacity(1 << 16, file);
+    unpack_from(file, package, modules, taken, on_bytes)
+}
+
+/// The same, from the package's bytes; `package` is its name in errors.
+pub(crate) fn unpack_from(
+    reader: impl Read,
+    package: &Path,
+    modules: &Path,
+    taken: &mut Taken,
+    on_bytes: &mut dyn FnMut(u64),
+) -> Result<(), DebError> {
     let not_a_package = |error: ArError| match error {
         ArError::Read(error) => DebError::Unpack(package.to_owned(), error),
         other => DebError::NotAPackage(
@@ -77,8 +89,7 @@ pub(crate) fn unpack(
             io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
         ),
     };
-    let mut archive =
-        ar::Archive::open(io::BufReader::with_capacity(1 << 16, file)).map_err(not_a_package)?;
+    let mut archive = ar::Archive::open(reader).map_err(not_a_package)?;
     while let Some(member) = archive.next().map_err(not_a_package)? {
         let Some(end) = member.name.strip_prefix("data.tar") else {
             continue;

@@ -13,6 +13,9 @@ const HAS_PREFIX: u32 = 0x8000_0000;
 const HAS_VALUES: u32 = 0x4000_0000;
 const HAS_CHILDREN: u32 = 0x2000_0000;
 
+/// The longest key that is kept: it bounds the depth of the tree. The kernel's own are some hundred bytes long.
+const LONGEST_KEY: usize = 1024;
+
 /// Values of one key, each with its priority.
 type Values = Vec<(u32, String)>;
 
@@ -24,9 +27,9 @@ pub(crate) struct Index {
 
 impl Index {
     /// Adds a value; of several for one key the one with the lowest priority is tried first. Keys that are not ASCII
-    /// cannot be asked for and are left out.
+    /// cannot be asked for and are left out, as are those of more than [`LONGEST_KEY`] bytes.
     pub(crate) fn add(&mut self, key: &str, value: &str, priority: u32) {
-        if key.bytes().all(|b| (1..=0x7f).contains(&b)) {
+        if key.len() <= LONGEST_KEY && key.bytes().all(|b| (1..=0x7f).contains(&b)) {
             let values = self.entries.entry(key.as_bytes().to_vec()).or_default();
             if !values.iter().any(|(_, v)| v == value) {
                 values.push((priority, value.to_owned()));
@@ -177,6 +180,15 @@ mod tests {
             .map(|(k, v)| (k.as_str(), v.iter().map(String::as_str).collect()))
             .collect();
         assert_eq!(found, want);
+    }
+
+    #[test]
+    fn a_staircase_of_keys_ends_before_the_stack_does() {
+        let mut index = Index::default();
+        for len in 1..5000 {
+            index.add(&"a".repeat(len), "x", 0);
+        }
+        assert!(index.to_bytes().len() < 64 * LONGEST_KEY);
     }
 
     #[test]

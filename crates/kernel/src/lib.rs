@@ -15,6 +15,8 @@ mod bzimage;
 mod codec;
 mod deb;
 mod elf;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod modinfo;
 mod modules;

@@ -12,6 +12,9 @@ use crate::{
     modinfo::{ModInfo, builtin_aliases, normal_alias, normal_name},
 };
 
+/// How many soft dependencies may lie behind one another; further ones are left out, as ones that are not there.
+const DEEPEST_SOFT: usize = 64;
+
 /// Why a kernel's modules cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
@@ -317,7 +320,7 @@ impl Resolver {
         }
         let mut seen: BTreeSet<String> = order.iter().cloned().collect();
         for name in wanted {
-            self.push(name, order, &mut seen);
+            self.push(name, order, &mut seen, 0);
         }
         Ok(())
     }
@@ -327,16 +330,21 @@ impl Resolver {
         self.modules.contains_key(name)
     }
 
-    fn push(&self, name: &str, order: &mut Vec<String>, seen: &mut BTreeSet<String>) {
-        let Some((path, depends)) = self.modules.get(name) else {
+    fn push(
+        &self,
+        name: &str,
+        order: &mut Vec<String>,
+        seen: &mut BTreeSet<String>,
+        depth: usize,
+    ) {
+        let Some((path, depends)) = self.modules.get(name).filter(|_| depth <= DEEPEST_SOFT) else {
             return;
         };
         for path in depends.iter().chain([path]) {
             if !seen.insert(path.clone()) {
                 continue;
             }
-            // A soft dependency is a module, or an alias that several may answer to; none is no error. `seen` bounds
-            // the recursion.
+            // A soft dependency is a module, or an alias that several may answer to; none is no error.
             for soft in name_of(path)
                 .and_then(|n| self.soft.get(&n))
                 .into_iter()
@@ -344,13 +352,13 @@ impl Resolver {
             {
                 let soft = normal_name(soft);
                 if self.modules.contains_key(&soft) {
-                    self.push(&soft, order, seen);
+                    self.push(&soft, order, seen, depth + 1);
                 } else {
                     self.aliases
                         .get(&soft)
                         .into_iter()
                         .flatten()
-                        .for_each(|m| self.push(m, order, seen));
+                        .for_each(|m| self.push(m, order, seen, depth + 1));
                 }
             }
             order.push(path.clone());
@@ -512,6 +520,22 @@ pub(crate) mod tests {
             resolve(dir.path(), &["a"]).unwrap(),
             ["d.ko", "b.ko", "c.ko", "a.ko"]
         );
+    }
+
+    #[test]
+    fn a_long_chain_of_soft_dependencies_is_cut() {
+        const LEN: usize = 20_000;
+        let dir = tempfile::tempdir().unwrap();
+        let (mut dep, mut soft) = (String::new(), String::new());
+        for i in 0..LEN {
+            let _ = writeln!(dep, "kernel/m{i}.ko:");
+            let _ = writeln!(soft, "softdep m{i} pre: m{}", i + 1);
+        }
+        fs_err::write(dir.path().join("modules.dep"), dep).unwrap();
+        fs_err::write(dir.path().join("modules.softdep"), soft).unwrap();
+        let order = resolve(dir.path(), &["m0"]).unwrap();
+        assert_eq!(order.len(), DEEPEST_SOFT + 1);
+        assert_eq!(order[DEEPEST_SOFT], "kernel/m0.ko");
     }
 
     #[test]

@@ -35,14 +35,6 @@ impl<W: Write> Archive<W> {
         self.write(entry, data)
     }
 
-    /// Adds a symbolic link.
-    pub(crate) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
-        let entry = self
-            .entry(path, 0o777)
-            .set_mode_file_type(ModeFileType::Symlink);
-        self.write(entry, target.as_bytes())
-    }
-
     /// Adds a character device.
     pub(crate) fn char_device(
         &mut self,

@@ -78,7 +78,7 @@ pub(crate) async fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
                 "a connection of another user was turned away"
             ),
             Err(error) => {
-                tracing::debug!(%error, "a connection without credentials was turned away")
+                tracing::debug!(%error, "a connection without credentials was turned away");
             }
         }
     }

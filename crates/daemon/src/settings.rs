@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use hostel_engine::backend::Overrides;
+use hostel_engine::backend::{Idle, Overrides};
 use hostel_model::Paths;
 
 /// How long the daemon stays when nothing runs and nobody is connected.
@@ -52,7 +52,8 @@ impl Settings {
         Ok(Self {
             paths,
             init: find_init(),
-            leave_after: milliseconds("HOSTEL_DAEMON_IDLE_MS")?.unwrap_or(Some(LEAVE_AFTER)),
+            leave_after: milliseconds("HOSTEL_DAEMON_IDLE_MS")?
+                .map_or(Some(LEAVE_AFTER), Idle::time),
             overrides: Overrides {
                 instance_idle: milliseconds("HOSTEL_INSTANCE_IDLE_MS")?,
                 vm_idle: milliseconds("HOSTEL_VM_IDLE_MS")?,
@@ -68,7 +69,7 @@ impl Settings {
 }
 
 /// Reads a time in milliseconds; a negative one is never.
-fn milliseconds(name: &str) -> anyhow::Result<Option<Option<Duration>>> {
+fn milliseconds(name: &str) -> anyhow::Result<Option<Idle>> {
     let Some(text) = std::env::var_os(name).filter(|v| !v.is_empty()) else {
         return Ok(None);
     };
@@ -77,7 +78,9 @@ fn milliseconds(name: &str) -> anyhow::Result<Option<Option<Duration>>> {
         .trim()
         .parse()
         .with_context(|| format!("{name} must be a number of milliseconds, not `{text}`"))?;
-    Ok(Some(u64::try_from(number).ok().map(Duration::from_millis)))
+    Ok(Some(u64::try_from(number).map_or(Idle::Never, |n| {
+        Idle::After(Duration::from_millis(n))
+    })))
 }
 
 /// Finds the guest's `/init`: `$HOSTEL_INIT`, `hostel-init` beside this program or in `../lib/hostel` from there.

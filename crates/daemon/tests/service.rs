@@ -1,4 +1,5 @@
 //! The daemon as a process, over its real sockets, without a VM.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
     io::{Read as _, Seek as _},
@@ -343,7 +344,7 @@ async fn what_cannot_be_imported_leaves_nothing_and_frees_its_name() {
     let failure = daemon.import("x", &cut).await.unwrap_err();
     assert_eq!(failure.code, ErrorCode::BadArchive, "{failure}");
     let mut junk = tempfile::tempfile().unwrap();
-    std::io::Write::write_all(&mut junk, &[0x55; 100_000]).unwrap();
+    std::io::Write::write_all(&mut junk, &vec![0x55; 100_000]).unwrap();
     junk.rewind().unwrap();
     assert_eq!(
         daemon.import("x", &junk).await.unwrap_err().code,
@@ -449,6 +450,61 @@ async fn a_killed_daemon_is_followed_by_one_that_sweeps_and_a_second_one_is_refu
     // A base with its record, and one distribution.
     assert_eq!(daemon.leftovers().len(), 3, "{:?}", daemon.leftovers());
     daemon.import("half", &archive(true)).await.unwrap();
+}
+
+/// ERR-2, with a disk that fills up in the middle.
+#[tokio::test]
+async fn a_full_disk_is_named_and_leaves_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED a_full_disk_is_named_and_leaves_nothing: needs root for a small tmpfs in a mount namespace"
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    fs_err::create_dir(&home).unwrap();
+    let mut small = Command::new("unshare");
+    small
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            "mount -t tmpfs -o size=24m,mode=0700 none \"$HOSTEL_HOME\" && exec \"$0\"",
+        ])
+        .arg(env!("CARGO_BIN_EXE_hosteld"));
+    for (name, value) in command(dir.path()).get_envs() {
+        match value {
+            Some(value) => small.env(name, value),
+            None => small.env_remove(name),
+        };
+    }
+    let child = small
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let daemon = Daemon { child, dir };
+
+    let mut writer = ArchiveWriter::new(tempfile::tempfile().unwrap(), Format::TarZst).unwrap();
+    writer.entry(b"etc", &meta(0o755), Node::Directory).unwrap();
+    // Small as an archive, too large as a disk.
+    put(&mut writer, "large", &meta(0o644), &vec![b'x'; 64 << 20]);
+    let (mut large, _) = writer.finish().unwrap();
+    large.rewind().unwrap();
+    let failure = daemon.import("x", &large).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::DiskFull, "{failure}");
+    assert!(!failure.hints.is_empty());
+    assert_eq!(daemon.names().await, []);
+    daemon.import("x", &archive(true)).await.unwrap();
+
+    // Known before anything is read.
+    let huge = tempfile::tempfile().unwrap();
+    huge.set_len(1 << 30).unwrap();
+    assert_eq!(
+        daemon.import("y", &huge).await.unwrap_err().code,
+        ErrorCode::DiskFull
+    );
 }
 
 #[tokio::test]

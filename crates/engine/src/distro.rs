@@ -159,6 +159,8 @@ impl Engine {
         if self.distro_state(id) == DistroState::Running {
             return Ok(Arc::default());
         }
+        // Its PID 1 ended, and whoever tidies up has not had its turn yet.
+        self.finish_end(&record, &running).await;
         self.apply_distro(&record, DistroEvent::Start)?;
         match self.bring_up(&record, &running).await {
             Ok(mut reply) if !running.gone.is_cancelled() => {
@@ -357,17 +359,25 @@ impl Engine {
         self.tasks.spawn(async move {
             let operation = engine.with_live(record.id, |l| Arc::clone(&l.operation));
             let _turn = operation.lock().await;
-            let event = match engine.free_disk(&record, &running, Duration::ZERO).await {
-                Ok(_) => DistroEvent::Ended,
-                Err(failure) => {
-                    tracing::warn!(distro = %record.name, %failure, "the disk of a distribution that ended is not free");
-                    DistroEvent::StopFailed
-                }
-            };
-            if !running.gone.is_cancelled() {
-                let _ = engine.apply_distro(&record, event);
-            }
+            engine.finish_end(&record, &running).await;
         });
+    }
+
+    /// Frees the disk of a distribution that is stopping although nobody stops it; the caller holds its turn.
+    async fn finish_end(&self, record: &DistroFile, running: &Running) {
+        if self.distro_state(record.id) != DistroState::Stopping {
+            return;
+        }
+        let event = match self.free_disk(record, running, Duration::ZERO).await {
+            Ok(_) => DistroEvent::Ended,
+            Err(failure) => {
+                tracing::warn!(distro = %record.name, %failure, "the disk of a distribution that ended is not free");
+                DistroEvent::StopFailed
+            }
+        };
+        if !running.gone.is_cancelled() {
+            let _ = self.apply_distro(record, event);
+        }
     }
 
     /// Asks a restarted agent which distributions it still has; those it lost have ended.

@@ -39,20 +39,19 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
     {
         let (mut outcome, began) = {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            match current
+            let under_way = current
                 .as_ref()
-                .filter(|r| r.borrow().is_none() && r.has_changed().is_ok())
-            {
-                Some(receiver) => (receiver.clone(), false),
-                None => {
-                    let (sender, receiver) = watch::channel(None);
-                    let run = operation();
-                    tasks.spawn(async move {
-                        let _ = sender.send(Some(run.await));
-                    });
-                    *current = Some(receiver.clone());
-                    (receiver, true)
-                }
+                .filter(|r| r.borrow().is_none() && r.has_changed().is_ok());
+            if let Some(receiver) = under_way {
+                (receiver.clone(), false)
+            } else {
+                let (sender, receiver) = watch::channel(None);
+                let run = operation();
+                tasks.spawn(async move {
+                    let _ = sender.send(Some(run.await));
+                });
+                *current = Some(receiver.clone());
+                (receiver, true)
             }
         };
         let result = match outcome.wait_for(Option::is_some).await {

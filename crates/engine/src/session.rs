@@ -11,6 +11,7 @@ use std::{
 use futures_util::StreamExt as _;
 use hostel_model::{DistroId, ErrorCode, Failure, SessionId};
 use hostel_proto::{
+    failure_of,
     limits::{CLAIM_TIMEOUT, MAX_ARG_BYTES, MAX_ARGS, MAX_SESSIONS},
     v1::{self, StreamKind, session_event::Event},
 };
@@ -267,14 +268,48 @@ impl Engine {
     }
 }
 
+/// Asks the guest to start the command.
+async fn begin(
+    session: &Session,
+    start: v1::AgentExecRequest,
+) -> Result<tonic::Response<Streaming<v1::SessionEvent>>, tonic::Status> {
+    let mut agent = session.running.agent();
+    tokio::select! {
+        started = agent.exec(start) => started,
+        () = session.running.gone.cancelled() => Err(tonic::Status::unavailable("")),
+    }
+}
+
+/// Starts a session's distribution again, in the same VM.
+async fn restart(engine: &Arc<Engine>, session: &Session) -> Result<(), Failure> {
+    let Some(record) = session.distro.and_then(|id| engine.registry.get(id)) else {
+        return Ok(());
+    };
+    let end = v1::DistroEnded {
+        id: record.id.to_string(),
+        ..v1::DistroEnded::default()
+    };
+    engine.distro_ended(&session.running, &end);
+    engine.ensure_distro(&record, &mut Vec::new()).await?;
+    Ok(())
+}
+
 /// Lives with a session until its command has ended.
 async fn live(listed: Listed, start: v1::AgentExecRequest, sender: Sender, detach: bool) {
     let session = &listed.1;
     let mut agent = session.running.agent();
-    let started = tokio::select! {
-        started = agent.exec(start) => started,
-        () = session.running.gone.cancelled() => Err(tonic::Status::unavailable("")),
-    };
+    let mut started = begin(session, start.clone()).await;
+    if let Err(status) = &started
+        && failure_of(status).code == ErrorCode::DistroStopped
+    {
+        // Its PID 1 ended and the news of it is still on its way. The guest has not touched the streams yet.
+        match restart(&listed.0, session).await {
+            Ok(()) => started = begin(session, start).await,
+            Err(failure) => {
+                tracing::debug!(%failure, "a distribution that had ended was not started again");
+            }
+        }
+    }
     let mut events = match started {
         Ok(reply) => reply.into_inner(),
         Err(status) => {
@@ -286,7 +321,7 @@ async fn live(listed: Listed, start: v1::AgentExecRequest, sender: Sender, detac
     };
     events = match follow(session, events, &sender).await {
         Followed::Ended => return,
-        Followed::ClientGone(events) => events,
+        Followed::ClientGone(events) => *events,
     };
     session.attached.store(false, Ordering::Relaxed);
     drop(sender);
@@ -319,7 +354,7 @@ enum Followed {
     /// The client knows how it ended.
     Ended,
     /// The client went away before.
-    ClientGone(Streaming<v1::SessionEvent>),
+    ClientGone(Box<Streaming<v1::SessionEvent>>),
 }
 
 /// Passes a session's events on until it ends or the client goes away.
@@ -333,7 +368,7 @@ async fn follow(
         let next = tokio::select! {
             biased;
             next = events.next() => next,
-            () = sender.closed() => return Followed::ClientGone(events),
+            () = sender.closed() => return Followed::ClientGone(Box::new(events)),
             () = session.running.gone.cancelled() => Some(Err(tonic::Status::unavailable(""))),
         };
         let (message, last) = match next {
@@ -365,7 +400,7 @@ async fn follow(
             return if last {
                 Followed::Ended
             } else {
-                Followed::ClientGone(events)
+                Followed::ClientGone(Box::new(events))
             };
         }
         if last {

@@ -320,7 +320,7 @@ impl Engine {
             match result {
                 Ok((running, modules, events)) => {
                     self.vm.apply(VmEvent::Ready, |inner| {
-                        inner.running = Some(Arc::clone(&running))
+                        inner.running = Some(Arc::clone(&running));
                     })?;
                     tracing::info!(
                         accel = running.info.accel,
@@ -344,7 +344,7 @@ impl Engine {
                 }
                 Err(failure) => {
                     self.vm.apply(VmEvent::StartFailed, |inner| {
-                        inner.last_end.clone_from(&failure.message)
+                        inner.last_end.clone_from(&failure.message);
                     })?;
                     tracing::error!(%failure, "the VM did not start");
                     Err(failure)

@@ -1,4 +1,5 @@
 //! Sessions and lifecycles against an agent in this process: ordinary, dying and hostile ones.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod fake;
 
@@ -243,6 +244,20 @@ async fn a_distro_whose_pid_1_ends_is_stopped_and_starts_again() {
     opened(&mut events).await;
     end(&mut events).await.0.unwrap();
     assert_eq!(house.world.starts.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_command_that_meets_a_dead_pid_1_before_its_news_works() {
+    let (house, id) = one_distro();
+    let mut events = house.engine.exec(command("deb", "true")).await.unwrap();
+    opened(&mut events).await;
+    end(&mut events).await.0.unwrap();
+    house.world.pid1_ends_unnoticed(&id);
+    let mut events = house.engine.exec(command("deb", "true")).await.unwrap();
+    opened(&mut events).await;
+    end(&mut events).await.0.unwrap();
+    assert_eq!(house.world.starts.load(Ordering::SeqCst), 2);
+    assert_eq!(house.world.detached.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

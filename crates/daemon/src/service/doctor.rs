@@ -20,7 +20,7 @@ impl Service {
             self.memory(),
             self.kernel().await,
         ];
-        checks.extend(self.backend.checks().await);
+        checks.extend(self.backend.checks());
         checks
     }
 

@@ -48,13 +48,32 @@ const MONITOR_PATIENCE: Duration = Duration::from_secs(30);
 /// How many lines of the console are quoted when a VM does not start.
 const CONSOLE_LINES: usize = 12;
 
+/// How long something idle stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// For ever.
+    Never,
+    /// So long.
+    After(Duration),
+}
+
+impl Idle {
+    /// Returns the time; `None` is for ever.
+    pub const fn time(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(time) => Some(time),
+        }
+    }
+}
+
 /// What the environment sets over the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// How long an idle distribution stays; inside: `None` is for ever.
-    pub instance_idle: Option<Option<Duration>>,
-    /// How long an idle VM stays, the same.
-    pub vm_idle: Option<Option<Duration>>,
+    /// How long an idle distribution stays.
+    pub instance_idle: Option<Idle>,
+    /// How long an idle VM stays.
+    pub vm_idle: Option<Idle>,
 }
 
 /// Starts VMs with QEMU.
@@ -107,8 +126,11 @@ impl VmBackend {
             instance_idle: self
                 .overrides
                 .instance_idle
-                .unwrap_or(conf.general.instance_idle_timeout),
-            vm_idle: self.overrides.vm_idle.unwrap_or(conf.wsl2.vm_idle_timeout),
+                .map_or(conf.general.instance_idle_timeout, Idle::time),
+            vm_idle: self
+                .overrides
+                .vm_idle
+                .map_or(conf.wsl2.vm_idle_timeout, Idle::time),
             distro_start: conf.wsl2.distribution_start_timeout,
             ..Timeouts::default()
         }
@@ -380,8 +402,8 @@ impl VmBackend {
         })
     }
 
-    /// Checks what a start needs, for `doctor`.
-    pub async fn checks(&self) -> Vec<v1::Check> {
+    /// Checks what a start needs, for `doctor`. Blocks for some 0.1 s; on a multi-threaded runtime only.
+    pub fn checks(&self) -> Vec<v1::Check> {
         let mut checks = Vec::new();
         let mut say = |name: &str, result: Result<String, Failure>| {
             let (verdict, found, next_step) = match result {

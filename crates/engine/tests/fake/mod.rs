@@ -1,7 +1,7 @@
 //! A VM that is not there: an agent of the same contract, served in this process over a socket pair.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -49,7 +49,7 @@ pub(crate) struct World {
     pub(crate) processes: AtomicU32,
     pub(crate) hung_up: Notify,
     machine: Mutex<Option<Arc<FakeMachine>>>,
-    running: Mutex<HashMap<String, ()>>,
+    running: Mutex<HashSet<String>>,
     events: Mutex<Option<broadcast::Sender<v1::AgentEvent>>>,
 }
 
@@ -83,6 +83,11 @@ impl World {
             .unwrap()
             .send(event)
             .unwrap();
+    }
+
+    /// Ends the PID 1 of a distribution before anybody could say so.
+    pub(crate) fn pid1_ends_unnoticed(&self, id: &str) {
+        self.running.lock().unwrap().remove(id);
     }
 
     /// Connects to the stream port as any process of the guest can.
@@ -206,6 +211,7 @@ struct FakeAgent(Arc<World>, Arc<FakeMachine>);
 
 type SessionStream = ReceiverStream<Result<v1::SessionEvent, Status>>;
 
+#[expect(clippy::unnecessary_wraps, reason = "as the stream wants it")]
 fn event(event: Event) -> Result<v1::SessionEvent, Status> {
     Ok(v1::SessionEvent { event: Some(event) })
 }
@@ -283,7 +289,7 @@ impl Agent for FakeAgent {
             .running
             .lock()
             .unwrap()
-            .insert(request.into_inner().id, ());
+            .insert(request.into_inner().id);
         Ok(Response::new(v1::StartDistroReply {
             init_pid: 100,
             os_id: "debian".to_owned(),
@@ -307,8 +313,7 @@ impl Agent for FakeAgent {
             .running
             .lock()
             .unwrap()
-            .remove(&request.into_inner().id)
-            .is_some();
+            .remove(&request.into_inner().id);
         Ok(Response::new(v1::StopDistroReply {
             was_running,
             ..v1::StopDistroReply::default()
@@ -334,6 +339,12 @@ impl Agent for FakeAgent {
         let word =
             String::from_utf8_lossy(command.argv.first().map_or(&[][..], |a| a)).into_owned();
         let (sender, receiver) = mpsc::channel(4);
+        if !request.distro.is_empty() && !self.0.running.lock().unwrap().contains(&request.distro) {
+            return Err(status_of(&Failure::new(
+                ErrorCode::DistroStopped,
+                "the distribution is not running",
+            )));
+        }
         if word == "missing" {
             return Err(status_of(&Failure::new(
                 ErrorCode::CommandNotFound,

@@ -13,16 +13,17 @@ use hostel_model::{DistroId, ErrorCode, Failure, SessionId};
 use hostel_proto::{
     failure_of,
     limits::{CLAIM_TIMEOUT, MAX_ARG_BYTES, MAX_ARGS, MAX_SESSIONS},
+    status_of,
     v1::{self, StreamKind, session_event::Event},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use crate::{
     distro::InUse,
     engine::{Engine, lock},
-    streams::{Flow, pump},
+    streams::{Claim, Flow, GuestStream, pump},
     vm::Running,
 };
 
@@ -127,7 +128,7 @@ impl Engine {
         }
         let listed = Listed(Arc::clone(self), Arc::clone(&session));
         let (sender, events) = mpsc::channel(QUEUE);
-        let (opened, guest_tokens) = self.open_streams(&session)?;
+        let (opened, ends) = self.open_streams(&session)?;
         // A fresh queue has room for these.
         let _ = sender.try_send(Ok(event(Event::Opened(opened))));
         for text in warnings.into_iter().take(QUEUE / 2) {
@@ -137,17 +138,18 @@ impl Engine {
             distro: session.distro.map(|id| id.to_string()).unwrap_or_default(),
             session: session.id.to_string(),
             command: Some(command),
-            streams: guest_tokens,
+            streams: Vec::new(),
         };
         self.tasks
-            .spawn(live(listed, start, sender, request.detach));
+            .spawn(live(listed, start, ends, sender, request.detach));
         Ok(events)
     }
 
     /// Takes over the streams of a session whose client is gone.
     pub async fn attach(self: &Arc<Self>, id: &str) -> Result<SessionEvents, Failure> {
         let session = self.session(id)?;
-        let (opened, streams) = self.open_streams(&session)?;
+        let (opened, ends) = self.open_streams(&session)?;
+        let (streams, claims) = self.expect_guest(&session.kinds)?;
         let mut agent = session.running.agent();
         let request = v1::AgentAttachRequest {
             session: session.id.to_string(),
@@ -157,6 +159,7 @@ impl Engine {
             Ok(reply) => reply.into_inner(),
             Err(status) => return Err(session.running.failure(status).await),
         };
+        join(ends, claims);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let _ = sender.try_send(Ok(event(Event::Opened(opened))));
         session.attached.store(true, Ordering::Relaxed);
@@ -167,11 +170,11 @@ impl Engine {
         Ok(receiver)
     }
 
-    /// Makes the tokens of a session's streams, and copies as soon as both ends of one are claimed.
+    /// Makes the client's tokens of a session's streams, and copies each as soon as both its ends are there.
     fn open_streams(
         self: &Arc<Self>,
         session: &Arc<Session>,
-    ) -> Result<(v1::SessionOpened, Vec<v1::StreamToken>), Failure> {
+    ) -> Result<(v1::SessionOpened, Ends), Failure> {
         let cancel = CancellationToken::new();
         // Whoever copied for an earlier client stops.
         std::mem::replace(&mut *lock(&session.streams), cancel.clone()).cancel();
@@ -179,12 +182,12 @@ impl Engine {
             session: session.id.to_string(),
             streams: Vec::new(),
         };
-        let mut for_guest = Vec::new();
+        let mut ends = Vec::new();
         for kind in &session.kinds {
             let client = self.client_streams.expect()?;
-            let guest = self.guest_streams.expect()?;
+            let (end, guest) = oneshot::channel::<Claim<GuestStream>>();
             opened.streams.push(stream_token(*kind, client.token()));
-            for_guest.push(stream_token(*kind, guest.token()));
+            ends.push(end);
             let flow = match kind {
                 StreamKind::Stdout | StreamKind::Stderr => Flow::FromGuest,
                 StreamKind::Tty
@@ -195,9 +198,9 @@ impl Engine {
             let (cancel, gone) = (cancel.clone(), session.running.gone.clone());
             self.tasks.spawn(async move {
                 let copy = async {
-                    let ends =
-                        tokio::join!(client.claimed(CLAIM_TIMEOUT), guest.claimed(CLAIM_TIMEOUT));
-                    if let (Some(client), Some(guest)) = ends {
+                    let guest = async { guest.await.ok()?.claimed(CLAIM_TIMEOUT).await };
+                    let both = tokio::join!(client.claimed(CLAIM_TIMEOUT), guest);
+                    if let (Some(client), Some(guest)) = both {
                         pump(client.stream, guest, flow).await;
                     }
                 };
@@ -208,7 +211,22 @@ impl Engine {
                 }
             });
         }
-        Ok((opened, for_guest))
+        Ok((opened, ends))
+    }
+
+    /// Makes the guest's tokens of a session's streams.
+    fn expect_guest(
+        &self,
+        kinds: &[StreamKind],
+    ) -> Result<(Vec<v1::StreamToken>, Vec<Claim<GuestStream>>), Failure> {
+        let mut tokens = Vec::new();
+        let mut claims = Vec::new();
+        for kind in kinds {
+            let claim = self.guest_streams.expect()?;
+            tokens.push(stream_token(*kind, claim.token()));
+            claims.push(claim);
+        }
+        Ok((tokens, claims))
     }
 
     fn session(&self, id: &str) -> Result<Arc<Session>, Failure> {
@@ -268,16 +286,33 @@ impl Engine {
     }
 }
 
-/// Asks the guest to start the command.
-async fn begin(
-    session: &Session,
-    start: v1::AgentExecRequest,
-) -> Result<tonic::Response<Streaming<v1::SessionEvent>>, tonic::Status> {
-    let mut agent = session.running.agent();
-    tokio::select! {
-        started = agent.exec(start) => started,
-        () = session.running.gone.cancelled() => Err(tonic::Status::unavailable("")),
+/// Where the guest's ends of a session's streams are handed to whoever copies them.
+type Ends = Vec<oneshot::Sender<Claim<GuestStream>>>;
+
+/// Hands the guest's ends over; copying begins.
+fn join(ends: Ends, claims: Vec<Claim<GuestStream>>) {
+    for (end, claim) in ends.into_iter().zip(claims) {
+        // A client that left needs no copying.
+        let _ = end.send(claim);
     }
+}
+
+/// Asks the guest to start the command. Its ends of the streams come with the answer.
+async fn begin(
+    engine: &Engine,
+    session: &Session,
+    mut start: v1::AgentExecRequest,
+) -> Result<(Streaming<v1::SessionEvent>, Vec<Claim<GuestStream>>), tonic::Status> {
+    let (tokens, claims) = engine
+        .expect_guest(&session.kinds)
+        .map_err(|f| status_of(&f))?;
+    start.streams = tokens;
+    let mut agent = session.running.agent();
+    let reply = tokio::select! {
+        reply = agent.exec(start) => reply?,
+        () = session.running.gone.cancelled() => return Err(tonic::Status::unavailable("")),
+    };
+    Ok((reply.into_inner(), claims))
 }
 
 /// Starts a session's distribution again, in the same VM.
@@ -295,23 +330,32 @@ async fn restart(engine: &Arc<Engine>, session: &Session) -> Result<(), Failure>
 }
 
 /// Lives with a session until its command has ended.
-async fn live(listed: Listed, start: v1::AgentExecRequest, sender: Sender, detach: bool) {
+async fn live(
+    listed: Listed,
+    start: v1::AgentExecRequest,
+    ends: Ends,
+    sender: Sender,
+    detach: bool,
+) {
     let session = &listed.1;
     let mut agent = session.running.agent();
-    let mut started = begin(session, start.clone()).await;
+    let mut started = begin(&listed.0, session, start.clone()).await;
     if let Err(status) = &started
         && failure_of(status).code == ErrorCode::DistroStopped
     {
-        // Its PID 1 ended and the news of it is still on its way. The guest has not touched the streams yet.
+        // Its PID 1 ended and the news of it is still on its way. Nothing has been copied yet: once more.
         match restart(&listed.0, session).await {
-            Ok(()) => started = begin(session, start).await,
+            Ok(()) => started = begin(&listed.0, session, start).await,
             Err(failure) => {
                 tracing::debug!(%failure, "a distribution that had ended was not started again");
             }
         }
     }
     let mut events = match started {
-        Ok(reply) => reply.into_inner(),
+        Ok((events, claims)) => {
+            join(ends, claims);
+            events
+        }
         Err(status) => {
             let failure = session.running.failure(status).await;
             lock(&session.streams).cancel();

@@ -131,10 +131,9 @@ pub(super) fn exec_failure(error: &ExecError) -> Failure {
         ExecError::UnknownUser(_) => ErrorCode::UserNotFound,
         ExecError::NotFound { .. } => ErrorCode::CommandNotFound,
         ExecError::NotExecutable { .. } => ErrorCode::CommandNotExecutable,
-        ExecError::NotRunning => ErrorCode::DistroStopped,
-        ExecError::Setup { .. } | ExecError::Ended | ExecError::Timeout | ExecError::Wire(_) => {
-            ErrorCode::Internal
-        }
+        // A session's process ends without an answer when the distribution's PID 1 does.
+        ExecError::NotRunning | ExecError::Ended => ErrorCode::DistroStopped,
+        ExecError::Setup { .. } | ExecError::Timeout | ExecError::Wire(_) => ErrorCode::Internal,
     };
     Failure::from_error(code, error)
 }

@@ -1,7 +1,9 @@
-//! What the end-to-end tests share: a home of their own, the built programs, and the world they run in.
+//! What the end-to-end tests share: a home of their own, the built programs, and the world they run in. And the bodies of
+//! the fuzz targets.
 //!
 //! Not for: anything that ships.
 
+pub mod fuzz;
 pub mod home;
 pub mod run;
 pub mod world;

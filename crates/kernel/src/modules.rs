@@ -330,13 +330,7 @@ impl Resolver {
         self.modules.contains_key(name)
     }
 
-    fn push(
-        &self,
-        name: &str,
-        order: &mut Vec<String>,
-        seen: &mut BTreeSet<String>,
-        depth: usize,
-    ) {
+    fn push(&self, name: &str, order: &mut Vec<String>, seen: &mut BTreeSet<String>, depth: usize) {
         let Some((path, depends)) = self.modules.get(name).filter(|_| depth <= DEEPEST_SOFT) else {
             return;
         };

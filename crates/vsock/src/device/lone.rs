@@ -32,9 +32,7 @@ impl LoneGuest {
     /// Makes a guest that has no connections.
     pub fn new() -> io::Result<Self> {
         let ports = Arc::new(Ports::default());
-        let (_, accepts) = ports
-            .open(Self::PORT)
-            .ok_or(io::ErrorKind::AddrInUse)?;
+        let (_, accepts) = ports.open(Self::PORT).ok_or(io::ErrorKind::AddrInUse)?;
         Ok(Self {
             mux: Mux::new(Self::CID, ports)?,
             accepts,
@@ -57,7 +55,12 @@ impl LoneGuest {
     /// Accepts a connection of the guest; `None` when none waits.
     pub fn accept(&mut self) -> Option<UnixStream> {
         let incoming = self.accepts.try_recv().ok()?;
-        drop(incoming.remains.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(
+            incoming
+                .remains
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         Some(incoming.socket)
     }
 

@@ -335,8 +335,7 @@ impl Mux {
         }
     }
 
-    /// Returns how many connections there are and how many bytes wait for their owners.
-    #[cfg(test)]
+    /// Returns how many connections there are, how many bytes wait for their owners, and how many resets for the guest.
     pub(crate) fn load(&self) -> (usize, usize, usize) {
         let conns = || self.slots.iter().filter_map(|s| s.conn.as_ref());
         (

@@ -103,7 +103,7 @@ impl Codec {
     }
 }
 
-/// Decompresses a legacy frame: blocks until the bytes end. A length that cannot be a block's ends it too: Linux puts
+/// Decompresses a legacy frame: full blocks until a shorter one or the end of the bytes. A length that cannot be a block's ends it too: Linux puts
 /// the length of the whole behind the last block.
 fn lz4_legacy(bytes: &[u8], limit: u64) -> Result<Vec<u8>, CodecError> {
     const BLOCK: usize = 8 << 20;
@@ -128,9 +128,13 @@ fn lz4_legacy(bytes: &[u8], limit: u64) -> Result<Vec<u8>, CodecError> {
             .map_err(|e| damaged(e.to_string()))?;
         out.truncate(start + n);
         rest = &after[length..];
+        // Only the last one may be short: a frame of empty blocks would cost 8 MiB of zeros for each.
+        if n < BLOCK {
+            break;
+        }
     }
     if !rest.is_empty() && rest.len() != 4 {
-        return Err(damaged("the last block is cut".into()));
+        return Err(damaged("the last block is cut, or more follows it".into()));
     }
     if out.len() as u64 > limit {
         return Err(CodecError::TooLarge { limit });
@@ -219,6 +223,14 @@ pub(crate) mod tests {
         let mut packed = compress(Codec::Lz4Legacy, &data);
         packed.extend_from_slice(&(data.len() as u32).to_le_bytes());
         assert!(Codec::Lz4Legacy.decompress(&packed, 1 << 30).unwrap() == data);
+    }
+
+    #[test]
+    fn a_heap_of_empty_lz4_blocks_is_refused_at_once() {
+        let mut packed = vec![0x02, 0x21, 0x4c, 0x18];
+        packed.extend_from_slice(&[1, 0, 0, 0, 0].repeat(1 << 20));
+        let result = Codec::Lz4Legacy.decompress(&packed, 1 << 30);
+        assert!(matches!(result, Err(CodecError::Damaged(_))), "{result:?}");
     }
 
     proptest::proptest! {

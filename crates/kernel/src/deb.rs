@@ -6,6 +6,7 @@ use std::{
 };
 
 use hostel_model::tree::normalise;
+use tar::EntryType;
 
 use crate::{
     ar::{self, ArError},
@@ -18,6 +19,8 @@ use crate::{
 pub(crate) const LARGEST_VMLINUZ: u64 = 512 << 20;
 /// The most bytes of file data a package may hold.
 const LARGEST_DATA: u64 = 16 << 30;
+/// The longest extended header or long name, in bytes.
+const LONGEST_EXTENSION: u64 = 64 << 10;
 
 /// Progress is told after this many bytes.
 pub(crate) const WORTH_TELLING: u64 = 256 << 10;
@@ -125,9 +128,35 @@ fn files(
     let failed = |error| DebError::Unpack(package.to_owned(), error);
     let mut archive = tar::Archive::new(reader.take(LARGEST_DATA));
     let mut writers = std::collections::BTreeMap::<String, ModulesWriter>::new();
-    for entry in archive.entries().map_err(failed)? {
+    let mut long_name = None;
+    // Raw, because the codec would read names of any length into memory.
+    for entry in archive.entries().map_err(failed)?.raw(true) {
         let mut entry = entry.map_err(failed)?;
-        let raw = entry.path_bytes();
+        match entry.header().entry_type() {
+            EntryType::GNULongName => {
+                let mut name = extension(&mut entry).map_err(failed)?;
+                name.truncate(name.iter().position(|b| *b == 0).unwrap_or(name.len()));
+                long_name = Some(name);
+                continue;
+            }
+            EntryType::XHeader => {
+                let records = extension(&mut entry).map_err(failed)?;
+                for record in tar::PaxExtensions::new(&records) {
+                    let record = record.map_err(failed)?;
+                    match record.key_bytes() {
+                        b"path" => long_name = Some(record.value_bytes().to_vec()),
+                        b"size" => return Err(failed(invalid("a file of it is too large"))),
+                        _ => {}
+                    }
+                }
+                continue;
+            }
+            EntryType::GNULongLink | EntryType::XGlobalHeader => continue,
+            _ => {}
+        }
+        let raw = long_name
+            .take()
+            .unwrap_or_else(|| entry.path_bytes().into_owned());
         let path = normalise(&raw).ok_or_else(|| DebError::BadPath {
             package: package.to_owned(),
             path: String::from_utf8_lossy(&raw).chars().take(200).collect(),
@@ -159,6 +188,20 @@ fn files(
     // Read on to the end, so that a damaged tail is noticed.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
     Ok(())
+}
+
+/// Reads the data of a header that stands before a file's own.
+fn extension(entry: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    entry.take(LONGEST_EXTENSION + 1).read_to_end(&mut out)?;
+    if out.len() as u64 > LONGEST_EXTENSION {
+        return Err(invalid("a name in it is too long"));
+    }
+    Ok(out)
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn keep_vmlinuz(entry: &mut impl Read, taken: &mut Taken) -> io::Result<()> {
@@ -264,6 +307,42 @@ pub(crate) mod tests {
             let want = ["6.1/kernel/a.ko", "6.1/modules.order"].map(PathBuf::from);
             assert_eq!(tree::files(&dir.path().join("m")).unwrap(), want, "{name}");
         }
+    }
+
+    #[test]
+    fn long_names_are_read_and_endless_ones_refused() {
+        let name = format!("./lib/modules/6.1/kernel/{}/a.ko", "d".repeat(150));
+        let record = format!("{} path={name}\n", name.len() + 10);
+        assert_eq!(record.len(), name.len() + 10);
+        let packed = |kind, data: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(data.len() as u64);
+            header.set_cksum();
+            let mut out = tar::Builder::new(Vec::new());
+            out.append(&header, data).unwrap();
+            let mut out = out.into_inner().unwrap();
+            out.truncate(out.len() - 1024);
+            out.extend(tar_of(&[("cut", b"a"), ("lib/modules/6.1/b.ko", b"b")]));
+            pack(&[("data.tar", &out)])
+        };
+        for bytes in [
+            packed(EntryType::GNULongName, name.as_bytes()),
+            packed(EntryType::XHeader, record.as_bytes()),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            unpack_bytes(&bytes, dir.path()).unwrap();
+            let found = tree::files(&dir.path().join("m")).unwrap();
+            let long = PathBuf::from(name.strip_prefix("./lib/modules/").unwrap());
+            assert_eq!(found, [PathBuf::from("6.1/b.ko"), long]);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let endless = packed(EntryType::GNULongName, &[b'a'; 1 << 20]);
+        let error = unpack_bytes(&endless, dir.path()).err().unwrap();
+        assert!(matches!(error, DebError::Unpack(..)), "{error}");
+        let climbing = packed(EntryType::GNULongName, b"../x");
+        let error = unpack_bytes(&climbing, dir.path()).err().unwrap();
+        assert!(matches!(error, DebError::BadPath { .. }), "{error}");
     }
 
     #[test]

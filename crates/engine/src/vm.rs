@@ -8,7 +8,7 @@ use std::{
 use futures_util::{StreamExt as _, future::BoxFuture};
 use hostel_model::{DistroId, ErrorCode, Failure, GENERATION, OLDEST_GENERATION, Token};
 use hostel_proto::{
-    failure_of,
+    Guarded, failure_of,
     limits::MAX_MESSAGE,
     v1::{self, agent_client::AgentClient, agent_event::Event},
 };
@@ -78,7 +78,7 @@ pub(crate) struct Running {
     pub(crate) kernel_release: String,
     pub(crate) boot_ms: u64,
     started: Instant,
-    agent: Mutex<AgentClient<Channel>>,
+    agent: Mutex<AgentClient<Guarded<Channel>>>,
     configure: v1::ConfigureRequest,
     end: watch::Sender<Option<String>>,
     /// Cancelled when the VM has ended.
@@ -128,7 +128,7 @@ impl Vm {
 
 impl Running {
     /// Returns a client of the agent.
-    pub(crate) fn agent(&self) -> AgentClient<Channel> {
+    pub(crate) fn agent(&self) -> AgentClient<Guarded<Channel>> {
         lock(&self.agent).clone()
     }
 
@@ -197,7 +197,10 @@ impl Running {
     }
 
     /// Settles the machine; time and entropy are those of this moment.
-    async fn configure(&self, agent: &mut AgentClient<Channel>) -> Result<Vec<String>, Status> {
+    async fn configure(
+        &self,
+        agent: &mut AgentClient<Guarded<Channel>>,
+    ) -> Result<Vec<String>, Status> {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
@@ -225,7 +228,9 @@ fn crashed(how: &str) -> Failure {
 }
 
 /// Speaks gRPC over a connection that the agent dialled. It is used once: a lost agent dials again.
-async fn connect(control: GuestStream) -> Result<AgentClient<Channel>, tonic::transport::Error> {
+async fn connect(
+    control: GuestStream,
+) -> Result<AgentClient<Guarded<Channel>>, tonic::transport::Error> {
     let once = Arc::new(Mutex::new(Some(TokioIo::new(control))));
     let channel =
         Endpoint::from_static("http://guest")
@@ -238,12 +243,13 @@ async fn connect(control: GuestStream) -> Result<AgentClient<Channel>, tonic::tr
                 }
             }))
             .await?;
-    Ok(AgentClient::new(channel)
+    // The guest is not trusted.
+    Ok(AgentClient::new(Guarded(channel))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE))
 }
 
-async fn greet(agent: &mut AgentClient<Channel>) -> Result<v1::AgentGreetReply, Failure> {
+async fn greet(agent: &mut AgentClient<Guarded<Channel>>) -> Result<v1::AgentGreetReply, Failure> {
     let request = v1::AgentGreetRequest {
         generation: GENERATION,
         version: env!("CARGO_PKG_VERSION").to_owned(),

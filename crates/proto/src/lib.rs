@@ -4,9 +4,11 @@
 //! Not for: connections to real sockets (the programs make those) or anything that a message means. A foundation.
 
 mod failure;
+mod guard;
 pub mod limits;
 
 pub use failure::{failure_of, status_of};
+pub use guard::{Guarded, clean};
 
 /// Messages and services of generation 1.
 #[expect(

@@ -6,7 +6,7 @@ use hostel_instance::{
     ExecJob, LaunchSpec, MAX_PACKET, SessionRequest, WindowSize, WireError, read_report,
     send_request,
 };
-use hostel_proto::{failure_of, status_of};
+use hostel_proto::{clean, failure_of, status_of};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use tonic::{
     Status,
@@ -31,8 +31,7 @@ pub fn failure(bytes: &[u8]) {
             headers.append(name, value);
         }
     }
-    // tonic 0.14 panics on details that are not base64: https://github.com/grpc/grpc-rust/pull/2618.
-    headers.remove("grpc-status-details-bin");
+    clean(&mut headers);
     let status = Status::from_header_map(&headers)
         .unwrap_or_else(|| Status::unknown(String::from_utf8_lossy(bytes)));
     let failure = failure_of(&status);

@@ -204,7 +204,8 @@ pub(super) fn shown(index: u8, name: &[u8], value: Vec<u8>) -> Option<(Vec<u8>, 
             .then(|| Some((full.to_vec(), acl::from_disk(&value)?)))?;
     }
     let (_, prefix) = PREFIXES.iter().find(|(number, _)| *number == index)?;
-    (!name.is_empty()).then(|| ([*prefix, name].concat(), value))
+    let good = !name.is_empty() && !name.contains(&0);
+    good.then(|| ([*prefix, name].concat(), value))
 }
 
 #[cfg(test)]
@@ -232,6 +233,14 @@ mod tests {
             .collect();
         all.sort();
         all
+    }
+
+    #[test]
+    fn impossible_names_of_a_guest_are_not_shown() {
+        assert!(shown(1, b"a", vec![]).is_some());
+        for (index, name) in [(1, &b""[..]), (1, b"a\0b"), (2, b"a"), (99, b"a")] {
+            assert_eq!(shown(index, name, vec![]), None, "{index} {name:?}");
+        }
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl<S: BlockSource> Volume<S> {
             let value = self.value(value)?;
             out.push(xattr::shown(index, &name, value).ok_or_else(|| {
                 ReadError::corrupt(format!(
-                    "inode {} has an attribute of unknown kind {index}",
+                    "inode {} has an attribute of unknown kind {index}, or with an impossible name",
                     inode.number
                 ))
             })?);

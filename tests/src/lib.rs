@@ -5,5 +5,6 @@
 
 pub mod fuzz;
 pub mod home;
-pub mod run;
 pub mod world;
+
+pub use hostel_testkit::run;

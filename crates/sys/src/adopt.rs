@@ -1,6 +1,9 @@
 //! Descriptors that were inherited by number.
 
-#![expect(unsafe_code, reason = "a number from the environment becomes an owned descriptor")]
+#![expect(
+    unsafe_code,
+    reason = "a number from the environment becomes an owned descriptor"
+)]
 
 use std::{
     io,
@@ -15,7 +18,10 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 /// and numbers that are not open are refused.
 pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= 2 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} cannot be adopted")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("descriptor {fd} cannot be adopted"),
+        ));
     }
     // SAFETY: the borrow ends before this function does, and a number that is not open only makes fcntl fail.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };

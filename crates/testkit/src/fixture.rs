@@ -4,24 +4,26 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 
-use crate::{Deadline, Need, need::find_program, process::run};
+use crate::{
+    Need,
+    need::find_program,
+    run::{Output, Running},
+};
 
 /// How long a distribution may take to be made.
-const MAKING: u64 = 600;
-
-/// Returns the directory that build products are in.
-pub(crate) fn target_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
-}
+const MAKING: Duration = Duration::from_secs(600);
 
 /// Returns the directory where fixtures are kept between runs; makes it.
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
-    let dir = std::env::var_os("HOSTEL_TEST_CACHE")
-        .map_or_else(|| target_dir().join("test-cache"), PathBuf::from);
+    let dir = std::env::var_os("HOSTEL_TEST_CACHE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-cache"),
+        PathBuf::from,
+    );
     fs_err::create_dir_all(&dir)?;
     Ok(dir)
 }
@@ -29,10 +31,7 @@ pub fn cache_dir() -> anyhow::Result<PathBuf> {
 /// Returns the path of a fixture, making it when it is not there. Only one process makes it; others wait.
 ///
 /// `make` is given a path that does not exist, and makes a file or a directory there; it counts when `make` returns.
-pub fn cached(
-    name: &str,
-    make: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<PathBuf> {
+fn cached(name: &str, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     cached_in(&cache_dir()?, name, make)
 }
 
@@ -86,15 +85,7 @@ pub fn debian_tar(suite: &str) -> anyhow::Result<PathBuf> {
         if let Some(mirror) = debian_mirror() {
             command.arg(mirror);
         }
-        let ran = run(&mut command, b"", Deadline::secs(MAKING));
-        if ran.status.success() {
-            Ok(())
-        } else {
-            anyhow::bail!(
-                "mmdebstrap cannot make Debian {suite}: {}",
-                last_lines(&ran.err())
-            )
-        }
+        make_with(&mut command).with_context(|| format!("cannot make Debian {suite}"))
     })
 }
 
@@ -137,10 +128,7 @@ pub fn kernel_deb() -> anyhow::Result<PathBuf> {
         command
             .args(["--quiet", "download", &format!("linux-image-{package}")])
             .current_dir(dir.path());
-        let ran = run(&mut command, b"", Deadline::secs(MAKING));
-        if !ran.status.success() {
-            anyhow::bail!("apt cannot fetch it: {}", last_lines(&ran.err()));
-        }
+        make_with(&mut command)?;
         let file = fs_err::read_dir(dir.path())?
             .next()
             .context("apt fetched nothing")??;
@@ -273,6 +261,19 @@ fn write_busybox(path: &Path, busybox: &Path, applets: &str) -> io::Result<()> {
     out.into_inner()?
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
+    Ok(())
+}
+
+/// Runs a program that makes a fixture; its last words are the error.
+fn make_with(command: &mut Command) -> anyhow::Result<()> {
+    let Output { status, stderr, .. } = Running::start(command, None)?.wait(MAKING)?;
+    if !status.success() {
+        anyhow::bail!(
+            "{}: {}",
+            command.get_program().display(),
+            last_lines(&stderr)
+        );
+    }
     Ok(())
 }
 

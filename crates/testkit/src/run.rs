@@ -1,4 +1,4 @@
-//! Running one command with a deadline and keeping everything it said.
+//! Running one command with a deadline and keeping everything it said; nothing that it started outlives its test.
 
 use std::{
     ffi::OsStr,
@@ -185,4 +185,62 @@ pub fn pause(time: Duration) {
         reason = "tests look at processes of others, which send us no event"
     )]
     thread::sleep(time);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(line: &str) -> Running {
+        Running::start(Command::new("sh").args(["-c", line]), Some(b"in".to_vec())).unwrap()
+    }
+
+    fn is_there(pid: u32) -> bool {
+        // A zombie that a distant parent has not yet taken is gone for us.
+        fs_err::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|s| s.rsplit(") ").next().is_some_and(|s| !s.starts_with('Z')))
+    }
+
+    #[test]
+    fn a_command_runs_with_input_and_both_outputs() {
+        let output = sh("cat; echo err >&2; exit 3").wait(DEADLINE).unwrap();
+        assert_eq!(output.text(), "in");
+        assert_eq!(output.fails(3, &["err"]), "err\n");
+        assert_eq!(sh("kill -9 $$").wait(DEADLINE).unwrap().code(), 137);
+    }
+
+    #[test]
+    fn what_is_dropped_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let running = sh(&format!(
+            "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
+            file.display()
+        ));
+        let child: u32 = until("the child of the child", DEADLINE, || {
+            fs_err::read_to_string(&file).ok()?.trim().parse().ok()
+        })
+        .unwrap();
+        let pid = running.pid();
+        assert!(is_there(pid) && is_there(child));
+        drop(running);
+        assert!(!is_there(pid));
+        until("the child of the child to go", DEADLINE, || {
+            (!is_there(child)).then_some(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_deadline_ends_waiting() {
+        let error = sh("sleep 1000")
+            .wait(Duration::from_millis(100))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("did not end within 100ms"),
+            "{error}"
+        );
+        let error = until("a miracle", Duration::from_millis(50), || None::<()>).unwrap_err();
+        assert_eq!(error.to_string(), "a miracle: not within 50ms");
+    }
 }

@@ -337,7 +337,7 @@ pub(crate) mod tests {
             assert_eq!(found, [PathBuf::from("6.1/b.ko"), long]);
         }
         let dir = tempfile::tempdir().unwrap();
-        let endless = packed(EntryType::GNULongName, &[b'a'; 1 << 20]);
+        let endless = packed(EntryType::GNULongName, &vec![b'a'; 1 << 20]);
         let error = unpack_bytes(&endless, dir.path()).err().unwrap();
         assert!(matches!(error, DebError::Unpack(..)), "{error}");
         let climbing = packed(EntryType::GNULongName, b"../x");

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use hostel_model::tree::NodeMeta;
 use hostel_rootfs::{ArchiveWriter, Format, ReadError, ReadOptions, Summary, read_archive};
 
 use super::tree::{Checked, Item};
@@ -15,14 +16,15 @@ const OPTIONS: ReadOptions = ReadOptions {
 pub fn archive(bytes: &[u8]) {
     let (whole, sink) = read(bytes);
     let (pieces, trickled) = read(Trickle(bytes));
-    assert_eq!(sink.entries, trickled.entries);
     let (whole, pieces) = match (whole, pieces) {
         (Ok(whole), Ok(pieces)) => (whole, pieces),
+        // Where damage shows depends on how much a decoder is given at once.
         (whole, pieces) => {
-            assert_eq!(whole.is_ok(), pieces.is_ok());
+            assert_eq!(whole.is_ok(), pieces.is_ok(), "{whole:?} {pieces:?}");
             return;
         }
     };
+    assert_eq!(sink.entries, trickled.entries);
     assert_eq!(format!("{whole:?}"), format!("{pieces:?}"));
     assert!(whole.warnings.len() <= 100 && whole.members <= OPTIONS.max_members);
     write_again(&sink);
@@ -57,11 +59,28 @@ fn write_again(sink: &Checked) {
         match (&a.item, &b.item) {
             (Item::HardLink(a), Item::HardLink(b)) => assert_eq!(a, b),
             (Item::File { size, .. }, Item::File { size: copied, .. }) => {
-                assert_eq!((&a.meta, size), (&b.meta, copied));
+                assert_eq!((plain(&a.meta), size), (plain(&b.meta), copied));
             }
-            _ => assert_eq!(a, b),
+            _ => assert_eq!((plain(&a.meta), &a.item), (plain(&b.meta), &b.item)),
         }
     }
+}
+
+/// Blanks the ids of those entries of an ACL that have none: nobody reads them, and the text form has no place for them.
+fn plain(meta: &NodeMeta) -> NodeMeta {
+    let mut meta = meta.clone();
+    for (name, value) in &mut meta.xattrs {
+        if name.starts_with(b"system.posix_acl_") {
+            let entries = value.get_mut(4..).into_iter();
+            for entry in entries.flat_map(|v| v.chunks_exact_mut(8)) {
+                // USER is 2, GROUP is 8.
+                if !matches!(entry[0], 2 | 8) {
+                    entry[4..].fill(0xff);
+                }
+            }
+        }
+    }
+    meta
 }
 
 /// Gives a few bytes at a time, as pipes do.

@@ -123,7 +123,10 @@ fn a_killed_daemon_leaves_nothing_and_the_next_command_works() {
     home.sh("d", "echo kept > /kept; sync").ok();
     let client = home.start(&["-d", "d", "--", "sleep 1000"]);
     until("the command runs", DEADLINE, || {
-        home.sh("d", "pgrep sleep").status.success().then_some(())
+        home.sh("d", "pgrep -f '[s]leep 1000'")
+            .status
+            .success()
+            .then_some(())
     })
     .unwrap();
     kill(home.daemon_pid().unwrap(), Signal::KILL);
@@ -140,7 +143,10 @@ fn a_killed_vm_is_told_and_the_next_command_works() {
     home.import("d", &small());
     let client = home.start(&["-d", "d", "--", "echo there; sleep 1000"]);
     until("the command runs", DEADLINE, || {
-        home.sh("d", "pgrep sleep").status.success().then_some(())
+        home.sh("d", "pgrep -f '[s]leep 1000'")
+            .status
+            .success()
+            .then_some(())
     })
     .unwrap();
     kill(home.qemu_pids()[0], Signal::KILL);
@@ -172,7 +178,10 @@ fn a_killed_init_ends_its_distribution_only() {
     })
     .unwrap();
     until("its command runs", DEADLINE, || {
-        home.sh("a", "pgrep sleep").status.success().then_some(())
+        home.sh("a", "pgrep -f '[s]leep 1000'")
+            .status
+            .success()
+            .then_some(())
     })
     .unwrap();
     // SIGKILL from the machine's own PID namespace; from inside it PID 1 is immune.
@@ -259,16 +268,17 @@ fn a_cut_state_file_loses_nothing() {
 }
 
 fn what_is_missing_is_named() {
-    let home = Home::new()
-        .unwrap()
-        .env("HOSTEL_QEMU", "/not/there/qemu-system-x86_64");
+    let home = Home::new().unwrap();
     home.import("d", &small());
     home.sh("d", "true").fails(125, &["hostel kernel install"]);
+    home.close().unwrap();
     home.adopt_kernel(&hostel_tests::world::kernel_store().unwrap())
         .unwrap();
+    let home = home.env("PATH", "/not/there");
     home.sh("d", "true")
-        .fails(125, &["/not/there/qemu-system-x86_64"]);
+        .fails(125, &["qemu-system-x86_64", "apt-get install"]);
     home.run(&["doctor"]).fails(1, &[]);
+    drop(home);
     // A module that is needed and gone.
     let home = Home::with_kernel().unwrap();
     home.import("d", &small());
@@ -289,10 +299,32 @@ fn what_is_missing_is_named() {
 fn too_little_memory_is_said_before_the_start() {
     let home = Home::with_kernel().unwrap();
     home.import("d", &small());
-    fs_err::write(home.config(), "[wsl2]\nmemory=4000GB\n").unwrap();
-    // CLI-26 and section 3: capped at the host's memory, with a warning, not an error.
+    home.close().unwrap();
+    // A host with 100 MiB left, as this home's daemon sees it.
+    let fake = home.scratch("meminfo");
+    fs_err::write(
+        &fake,
+        "MemTotal: 2000000 kB\nMemFree: 100000 kB\nMemAvailable: 100000 kB\n",
+    )
+    .unwrap();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-ec"]);
+    command.arg(format!(
+        "mount --bind {} /proc/meminfo; exec {} -d d -- true",
+        fake.display(),
+        hostel_tests::world::program("hostel").display()
+    ));
+    home.prepare(&mut command);
+    let running = hostel_tests::run::Running::start(&mut command, None).unwrap();
+    running.wait(DEADLINE).unwrap().fails(125, &["memory"]);
+    assert_eq!(home.qemu_pids(), Vec::<u32>::new());
+    home.close().unwrap();
+    // More than the host has is capped, and said (section 3 of the specification).
+    fs_err::write(home.config(), "[wsl2]\nmemory=4000GB\nprocessors=999\n").unwrap();
     let output = home.sh("d", "echo works");
-    assert!(output.stderr.contains("memory"), "{}", output.stderr);
+    for word in ["memory", "processors"] {
+        assert!(output.stderr.contains(word), "{}", output.stderr);
+    }
     assert_eq!(output.ok(), "works");
 }
 

@@ -202,7 +202,9 @@ fn init_is_the_same_read_only_binary_everywhere() {
             .fails(1, &["Read-only file system"]);
         let mounts = home.sh(distro, "cat /proc/self/mounts").ok();
         assert!(
-            mounts.lines().any(|l| l.starts_with("rootfs /init rootfs ro,")),
+            mounts
+                .lines()
+                .any(|l| l.starts_with("rootfs /init rootfs ro,")),
             "{mounts}"
         );
     }

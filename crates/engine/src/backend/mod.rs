@@ -169,7 +169,8 @@ impl VmBackend {
             let (conf, problems) = MachineConf::parse(&text, kind);
             let shown = |w: &hostel_wslconf::Warning| format!("{}:{w}", path.display());
             if let Some(error) = problems.iter().find(|p| p.level == Level::Error) {
-                return Err(Failure::new(ErrorCode::Config, shown(error)).hint("hostel config"));
+                return Err(Failure::new(ErrorCode::Config, shown(error))
+                    .hint(format!("correct {}", path.display())));
             }
             return Ok((conf, problems.iter().map(shown).collect()));
         }
@@ -205,7 +206,7 @@ impl VmBackend {
 
     /// Gathers everything that a start needs. Blocks.
     fn prepare(&self) -> Result<(Plan, Vec<String>), Failure> {
-        let (conf, warnings) = self.read_conf()?;
+        let (conf, mut warnings) = self.read_conf()?;
         let kernel = kernels::chosen(&self.registry)?;
         let init = self
             .init
@@ -240,7 +241,17 @@ impl VmBackend {
             memory = memory.min(TCG_MEMORY);
         }
         let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let (cpus, _) = conf.processors_for(host_cpus);
+        let (cpus, capped) = conf.processors_for(host_cpus);
+        if capped {
+            warnings.push(format!(
+                "the setting `processors` asks for more than the host's {host_cpus}; the VM gets {cpus}"
+            ));
+        }
+        if conf.wsl2.memory.is_some_and(|wanted| wanted > total) {
+            warnings.push(format!(
+                "the setting `memory` asks for more than the host's {total}; the VM gets {memory}"
+            ));
+        }
         Ok((
             Plan {
                 conf,

@@ -24,12 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many lines of the child's talk an error quotes.
 const TAIL: usize = 15;
 
+/// What Debian's minimal system lacks for a first look around: `ip`, `ping`, names of services, `ps`. A megabyte or so.
+const EVERYDAY: [&str; 4] = ["iproute2", "iputils-ping", "netbase", "procps"];
+
 /// What is put together, and how.
 #[derive(Clone, Debug)]
 pub struct BootstrapSpec {
     /// Which release.
     pub suite: Suite,
-    /// Packages beside the minimal system.
+    /// Packages beside the minimal system and the few that everybody looks for (`ip`, `ping`, `ps`).
     pub packages: Vec<String>,
     /// Where the archive is; `None`: where the host's apt gets Debian from, else mmdebstrap's own default.
     pub mirror: Option<String>,
@@ -185,7 +188,8 @@ fn arguments(spec: &BootstrapSpec, mode: &str) -> Result<Vec<String>, BootstrapE
     }
     let host = sources_in(&spec.apt_directory);
     let sources = one_line_sources(&host, spec.suite, spec.mirror.as_deref(), &spec.keyring);
-    let mut packages = spec.packages.clone();
+    let mut packages: Vec<String> = EVERYDAY.map(str::to_owned).into();
+    packages.extend_from_slice(&spec.packages);
     // Without them the new system could not read its own mirror again.
     if sources.iter().any(|line| line.contains(" https://")) {
         packages.push("ca-certificates".to_owned());
@@ -212,9 +216,7 @@ fn arguments(spec: &BootstrapSpec, mode: &str) -> Result<Vec<String>, BootstrapE
         // Every line names its keyring; guessing it would only cost time, and leave a directory behind when stopped.
         arguments.push("--skip=check/signed-by".to_owned());
     }
-    if !packages.is_empty() {
-        arguments.push(format!("--include={}", packages.join(",")));
-    }
+    arguments.push(format!("--include={}", packages.join(",")));
     arguments.extend([
         "--".to_owned(),
         spec.suite.codename().to_owned(),
@@ -399,7 +401,7 @@ mod tests {
     fn skipped(test: &str) -> bool {
         let reason = mode(Path::new("/"), geteuid().as_raw()).err();
         if let Some(reason) = &reason {
-            eprintln!("SKIPPED {test}: {reason}");
+            hostel_testkit::skip(test, reason);
         }
         reason.is_some()
     }
@@ -431,7 +433,7 @@ mod tests {
         let script = "echo 'I: one' >&2; head -c 300000 /dev/zero; echo 'I: two' >&2; echo \"$*\"";
         let mut spec = scripted(directory.path(), script);
         spec.mirror = Some("https://mirror.example/debian".to_owned());
-        spec.packages = vec!["procps".to_owned(), "g++".to_owned()];
+        spec.packages = vec!["vim".to_owned(), "g++".to_owned()];
         let (told, lines) = mpsc::channel();
         let mut run = bootstrap(&spec, move |line| told.send(line.to_owned()).unwrap()).unwrap();
         let mut bytes = Vec::new();
@@ -439,7 +441,7 @@ mod tests {
         run.finish().unwrap();
         assert_eq!(lines.iter().collect::<Vec<_>>(), ["I: one", "I: two"]);
         let arguments = String::from_utf8(bytes.split_off(300_000)).unwrap();
-        assert!(arguments.contains("--variant=minbase --format=tar --skip=check/signed-by --include=procps,g++,ca-certificates -- trixie - deb [signed-by="));
+        assert!(arguments.contains("--variant=minbase --format=tar --skip=check/signed-by --include=iproute2,iputils-ping,netbase,procps,vim,g++,ca-certificates -- trixie - deb [signed-by="));
         assert!(
             arguments
                 .trim_end()
@@ -520,17 +522,10 @@ mod tests {
         let mut spec = BootstrapSpec::new(Suite::parse("trixie").unwrap());
         spec.mirror = Some(mirror.to_owned());
         if let Err(error) = arguments(&spec, "root") {
-            eprintln!("SKIPPED {test}: {error}");
+            hostel_testkit::skip(test, &error);
             return None;
         }
-        if Command::new(&spec.program)
-            .arg("--version")
-            .output()
-            .is_err()
-        {
-            eprintln!("SKIPPED {test}: needs the program mmdebstrap");
-            return None;
-        }
+        hostel_testkit::require(test, hostel_testkit::Need::Program("mmdebstrap"))?;
         (!skipped(test)).then_some(spec)
     }
 

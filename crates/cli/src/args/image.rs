@@ -111,7 +111,7 @@ pub(crate) struct InstallArgs {
     /// Name of the new distribution [default: from the source]
     #[arg(long)]
     pub(crate) name: Option<DistroName>,
-    /// More packages, separated by commas; may be repeated
+    /// More packages beside the minimal system with ip, ping and ps; separated by commas, may be repeated
     #[arg(long, value_name = "PKG,…", value_delimiter = ',')]
     pub(crate) include: Vec<String>,
     /// Make it the default distribution

@@ -18,6 +18,7 @@ use hostel_proto::{
     v1::{self, hostel_client::HostelClient, task_event::Event},
 };
 use hostel_rootfs::{ArchiveWriter, Format, ReadOptions, read_archive};
+use hostel_testkit::{Need, require};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -455,10 +456,8 @@ async fn a_killed_daemon_is_followed_by_one_that_sweeps_and_a_second_one_is_refu
 /// ERR-2, with a disk that fills up in the middle.
 #[tokio::test]
 async fn a_full_disk_is_named_and_leaves_nothing() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!(
-            "SKIPPED a_full_disk_is_named_and_leaves_nothing: needs root for a small tmpfs in a mount namespace"
-        );
+    // For a small tmpfs in a mount namespace.
+    if require("a_full_disk_is_named_and_leaves_nothing", Need::Root).is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,10 +1,6 @@
 //! The agent without a VM: the test is the daemon, over unix sockets, and commands run in this machine's own namespaces.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says what it skips"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,6 +10,7 @@ use std::time::Duration;
 use hostel_model::{ErrorCode, Token};
 use hostel_proto::limits::{CONTROL_PORT, STREAM_PORT};
 use hostel_proto::v1::{self, StreamKind, agent_client::AgentClient, session_event::Event};
+use hostel_testkit::{Need, require};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -42,10 +39,7 @@ impl Drop for Host {
 
 /// Starts an agent; `None`, with a visible line, where sessions cannot be.
 async fn host(test: &str) -> Option<Host> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED {test}: needs root");
-        return None;
-    }
+    require(test, Need::Root)?;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("host");
     let socket =

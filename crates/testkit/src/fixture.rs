@@ -310,10 +310,7 @@ mod tests {
         let path = match busybox_tar() {
             Ok(path) => path,
             Err(error) => {
-                return crate::skip(
-                    "the_busybox_system_has_a_shell_and_users",
-                    &error.to_string(),
-                );
+                return crate::skip("the_busybox_system_has_a_shell_and_users", &error);
             }
         };
         let mut archive = tar::Archive::new(fs_err::File::open(path).unwrap());

@@ -97,8 +97,8 @@ pub fn require(test: &str, need: Need) -> Option<()> {
 
 /// Tells that a test is skipped: a line `SKIPPED <test>: <reason>` on the real standard error, which the test
 /// runner does not hide, and the same line in the file that `HOSTEL_TEST_SKIP_FILE` names. The test returns then.
-pub fn skip(test: &str, reason: &str) {
-    let line = line(test, reason);
+pub fn skip(test: &str, reason: &(impl fmt::Display + ?Sized)) {
+    let line = line(test, &reason.to_string());
     // Not `eprintln!`: the runner keeps that back for tests that pass.
     let _ = std::io::stderr().write_all(line.as_bytes());
     if let Some(path) = std::env::var_os("HOSTEL_TEST_SKIP_FILE") {

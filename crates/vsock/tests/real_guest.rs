@@ -1,5 +1,4 @@
-//! The device under a real QEMU and a real Linux driver. Needs QEMU, gcc with a static libc, and a kernel:
-//! `HOSTEL_TEST_VMLINUX` names a vmlinux, `HOSTEL_TEST_MODULES` a directory with its modules. Without them it is skipped.
+//! The device under a real QEMU and a real Linux driver. Needs QEMU, gcc with a static libc, and Debian's cloud kernel.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -9,25 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hostel_kernel::{InstallOptions, Source, Store};
 use hostel_model::Bytes;
 use hostel_qemu::{
     Accel, BootFile, LaunchOptions, Machine, MachineConfig, VsockDevice, kernel_command_line,
     probe_qemu,
 };
+use hostel_testkit::{Need, require, skip};
 use hostel_vsock::{Channel, ChannelKind, Connection, Device, Listener};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// In the order in which they depend on each other.
-const MODULES: [&str; 8] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "vsock",
-    "vmw_vsock_virtio_transport_common",
-    "vmw_vsock_virtio_transport",
-];
+const TEST: &str = "a_linux_guest_talks_through_plug_pause_and_replug";
+
+/// The module that the others are loaded for.
+const DRIVER: &str = "vmw_vsock_virtio_transport";
 
 /// Generous: a translated guest on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -41,18 +35,6 @@ async fn within<T>(what: &str, machine: &Machine, future: impl Future<Output = T
                 machine.console_tail(40)
             )
         })
-}
-
-fn find(dir: &Path, name: &str) -> Option<PathBuf> {
-    let entries = fs_err::read_dir(dir).ok()?;
-    entries.filter_map(Result::ok).find_map(|entry| {
-        let path = entry.path();
-        if entry.file_type().ok()?.is_dir() {
-            find(&path, name)
-        } else {
-            path.ends_with(name).then_some(path)
-        }
-    })
 }
 
 /// Appends one file or directory to a newc archive.
@@ -78,23 +60,31 @@ fn cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     }
 }
 
-/// Builds the boot image, or says what is missing.
-fn boot_image(dir: &Path) -> Result<(PathBuf, PathBuf), String> {
-    let var = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .ok_or_else(|| format!("{name} is not set"))
+/// Builds a vmlinux and a boot image with the modules up to the driver; `None`, visibly, when something is missing.
+fn boot_image(dir: &Path) -> Option<(PathBuf, PathBuf)> {
+    require(TEST, Need::Program("gcc"))?;
+    let package = match hostel_testkit::kernel_deb() {
+        Ok(package) => package,
+        Err(error) => {
+            skip(TEST, &format!("{error:#}"));
+            return None;
+        }
     };
-    let (vmlinux, modules) = (var("HOSTEL_TEST_VMLINUX")?, var("HOSTEL_TEST_MODULES")?);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/init.c");
+    let store = Store::open(dir.join("kernels")).unwrap();
+    let options = InstallOptions::default();
+    let kernel = store
+        .install(&Source::Debs(vec![package]), &options, &mut |_| ())
+        .unwrap()
+        .kernel;
     let init = dir.join("init");
     let gcc = Command::new("gcc")
         .args(["-static", "-O1", "-o"])
         .arg(&init)
-        .arg(source)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/init.c"))
         .status();
     if !gcc.is_ok_and(|status| status.success()) {
-        return Err("gcc cannot build a static program".into());
+        skip(TEST, "gcc cannot build a static program");
+        return None;
     }
     let mut archive = Vec::new();
     cpio(
@@ -105,20 +95,22 @@ fn boot_image(dir: &Path) -> Result<(PathBuf, PathBuf), String> {
     );
     cpio(&mut archive, "m", 0o040_755, &[]);
     cpio(&mut archive, "dev", 0o040_755, &[]);
-    for (i, name) in MODULES.iter().enumerate() {
-        let path =
-            find(&modules, &format!("{name}.ko")).ok_or_else(|| format!("no module {name}"))?;
+    for (i, module) in kernel.boot_modules().unwrap().into_iter().enumerate() {
+        let name = format!("m/{i:02}.ko");
         cpio(
             &mut archive,
-            &format!("m/{i:02}.ko"),
+            &name,
             0o100_644,
-            &fs_err::read(path).unwrap(),
+            &fs_err::read(module.path).unwrap(),
         );
+        if module.name == DRIVER {
+            break;
+        }
     }
     cpio(&mut archive, "TRAILER!!!", 0, &[]);
     let path = dir.join("initramfs");
     fs_err::write(&path, archive).unwrap();
-    Ok((vmlinux, path))
+    Some((kernel.vmlinux(), path))
 }
 
 async fn accept(machine: &Machine, listener: &mut Listener, what: u8) -> Connection {
@@ -152,15 +144,13 @@ async fn echo(machine: &Machine, listener: &mut Listener, len: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_linux_guest_talks_through_plug_pause_and_replug() {
-    const TEST: &str = "a_linux_guest_talks_through_plug_pause_and_replug";
     let dir = tempfile::tempdir().unwrap();
-    let (vmlinux, initramfs) = match boot_image(dir.path()) {
-        Ok(files) => files,
-        Err(reason) => return eprintln!("SKIPPED {TEST}: {reason}"),
-    };
     let qemu = match probe_qemu(None, &std::env::var_os("PATH").unwrap_or_default()) {
         Ok(qemu) => qemu,
-        Err(error) => return eprintln!("SKIPPED {TEST}: {error}"),
+        Err(error) => return skip(TEST, &error),
+    };
+    let Some((vmlinux, initramfs)) = boot_image(dir.path()) else {
+        return;
     };
     fs_err::set_permissions(
         dir.path(),

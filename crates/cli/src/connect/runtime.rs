@@ -124,13 +124,10 @@ mod tests {
                 .contains("longer than")
         );
         assert!(!long.exists());
-        if rustix::process::getuid().is_root() {
+        let test = "a_directory_that_others_could_use_is_refused (foreign owner)";
+        if hostel_testkit::require(test, hostel_testkit::Need::Root).is_some() {
             std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
             assert!(check(&path).unwrap_err().to_string().contains("uid 12345"));
-        } else {
-            eprintln!(
-                "SKIPPED a_directory_that_others_could_use_is_refused (foreign owner): needs root"
-            );
         }
     }
 }

@@ -11,21 +11,20 @@ use hostel_instance::{
     CommandEnd, DeviceTree, ExecJob, Instance, LaunchSpec, Launched, Program, Root, SessionHandle,
     SessionReport, Stdio, WindowSize, launch,
 };
+use hostel_testkit::{Need, require, skip};
 
 /// What a test is allowed to take for one thing it waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) type Test = (&'static str, fn());
 
-/// Says why these tests cannot run here.
-pub(crate) fn missing() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("needs root");
-    }
+/// Checks what all these tests need; `None`, visibly, when it is missing.
+pub(crate) fn required(test: &str) -> Option<()> {
+    require(test, Need::Root)?;
     if busybox().is_none() {
-        return Some("needs a static busybox");
+        skip(test, "no static busybox");
     }
-    None
+    busybox().map(|_| ())
 }
 
 fn busybox() -> Option<&'static Path> {

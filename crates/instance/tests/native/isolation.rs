@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hostel_instance::{CommandEnd, DeviceTree, SharedBind, launch, namespaces};
+use hostel_testkit::skip;
 
 use crate::fixture::{House, Test, cgroup_parent, output, run, shell};
 
@@ -197,8 +198,10 @@ fn cgroup() {
     let house = House::new();
     let launched = house.start("leaf");
     let Some(parent) = cgroup_parent() else {
-        eprintln!("SKIPPED sessions_sit_in_a_leaf_of_the_own_cgroup: no cgroup2 here");
-        return;
+        return skip(
+            "sessions_sit_in_a_leaf_of_the_own_cgroup",
+            "no cgroup2 here",
+        );
     };
     assert_eq!(launched.instance.cgroup().unwrap(), parent.join("leaf"));
     let inside = output(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hostel_instance::{CommandEnd, EnvVar, LaunchError, Root, launch, wait_unmounted};
+use hostel_testkit::skip;
 
 use crate::fixture::{House, Test, cgroup_parent, mounts_below, output, run, shell};
 
@@ -127,8 +128,10 @@ fn start_again() {
     let pid = first.instance.init_pid();
     // A second start of the same id takes the place of what an earlier caller left.
     if cgroup_parent().is_none() {
-        eprintln!("SKIPPED a_start_again_after_a_crash_of_the_caller: no cgroup2 here");
-        return;
+        return skip(
+            "a_start_again_after_a_crash_of_the_caller",
+            "no cgroup2 here",
+        );
     }
     let second = house.start("again");
     assert_ne!(second.instance.init_pid(), pid);
@@ -248,7 +251,6 @@ struct Disk {
 
 impl Disk {
     fn new(test: &str) -> Option<Self> {
-        let skip = |why: &str| eprintln!("SKIPPED {test}: {why}");
         let dir = tempfile::tempdir().unwrap();
         let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
         House::fill(&tree);
@@ -258,7 +260,7 @@ impl Disk {
             .arg("64M")
             .output();
         if !made.is_ok_and(|m| m.status.success()) {
-            skip("mke2fs -d does not work here");
+            skip(test, "mke2fs -d does not work here");
             return None;
         }
         let attached = std::process::Command::new("losetup")
@@ -271,7 +273,7 @@ impl Disk {
                 Some(Self { device, _dir: dir })
             }
             _ => {
-                skip("no loop device can be had");
+                skip(test, "no loop device can be had");
                 None
             }
         }

@@ -235,7 +235,7 @@ fn debians_cloud_kernel_is_installed() {
     let package = match hostel_testkit::kernel_deb() {
         Ok(package) => package,
         Err(error) => {
-            return hostel_testkit::skip("debians_cloud_kernel_is_installed", &error.to_string());
+            return hostel_testkit::skip("debians_cloud_kernel_is_installed", &error);
         }
     };
     let kernel = install(&store, &Source::Debs(vec![package]))

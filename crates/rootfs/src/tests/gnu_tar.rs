@@ -8,17 +8,13 @@ use std::{
 };
 
 use hostel_model::tree::{DataRun, NodeMeta};
+use hostel_testkit::{Need, require, skip};
 use rustix::fs::{CWD, FileType, Mode, SeekFrom, makedev, mknodat, seek};
 
 use crate::{
     Format,
     testing::{Item, MemTree, read, write},
 };
-
-/// Prints why a test cannot run here.
-fn skip(test: &str, reason: &str) {
-    eprintln!("SKIPPED {test}: {reason}");
-}
 
 fn run(program: &str, arguments: &[&str], directory: &Path) {
     let output = Command::new(program)
@@ -34,25 +30,25 @@ fn run(program: &str, arguments: &[&str], directory: &Path) {
     );
 }
 
-/// Returns what a directory cannot be filled without, if it is missing.
-fn missing(directory: &Path) -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("needs root for devices, owners and attributes".to_owned());
-    }
+/// Checks that a directory can be filled: devices, owners and attributes need root. `None`, visibly, when not.
+fn fillable(test: &str, directory: &Path) -> Option<()> {
+    require(test, Need::Root)?;
     for program in ["tar", "setcap", "setfacl", "setfattr"] {
-        if Command::new(program).arg("--help").output().is_err() {
-            return Some(format!("needs the program {program}"));
-        }
+        require(test, Need::Program(program))?;
     }
     let probe = directory.join("probe");
     fs_err::write(&probe, b"").expect("a temporary file");
     for name in ["user.probe", "trusted.probe"] {
         if let Err(error) = xattr::set(&probe, name, b"1") {
-            return Some(format!("the temporary directory takes no {name}: {error}"));
+            skip(
+                test,
+                &format!("the temporary directory takes no {name}: {error}"),
+            );
+            return None;
         }
     }
     fs_err::remove_file(&probe).expect("the temporary file");
-    None
+    Some(())
 }
 
 /// Fills a directory.
@@ -261,8 +257,8 @@ fn assert_same(got: &MemTree, want: &MemTree, what: &str) {
 #[test]
 fn what_gnu_tar_packs_is_read_whole() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
-    if let Some(reason) = missing(scratch.path()) {
-        return skip("what_gnu_tar_packs_is_read_whole", &reason);
+    if fillable("what_gnu_tar_packs_is_read_whole", scratch.path()).is_none() {
+        return;
     }
     let root = scratch.path().join("root");
     fs_err::create_dir_all(&root).expect("a directory");
@@ -322,8 +318,13 @@ fn what_gnu_tar_packs_is_read_whole() {
 #[test]
 fn what_the_writer_packs_gnu_tar_unpacks_whole() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
-    if let Some(reason) = missing(scratch.path()) {
-        return skip("what_the_writer_packs_gnu_tar_unpacks_whole", &reason);
+    if fillable(
+        "what_the_writer_packs_gnu_tar_unpacks_whole",
+        scratch.path(),
+    )
+    .is_none()
+    {
+        return;
     }
     let root = scratch.path().join("root");
     fs_err::create_dir_all(&root).expect("a directory");

@@ -1,17 +1,10 @@
 //! File systems that a real kernel wrote, read by the reader: cleanly unmounted, and copied while mounted.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "helpers of tests are tests too, and skips must be seen"
-)]
-
-mod common;
-
 use std::{fmt::Write as _, path::Path, process::Command};
 
-use common::{Held, Tree, mounted, skip};
+use crate::common::{Held, Tree, mounted};
 use hostel_disk::{FileSource, ext4::Reader};
+use hostel_testkit::{Need, require};
 
 /// Fills a fresh file system with everything the kernel knows.
 const FILL: &str = r#"
@@ -114,7 +107,11 @@ fn assert_same(what: &str, got: &[u8], want: &[u8]) {
     );
 }
 
+/// Makes a file system by mke2fs. Returns false, visibly, when the program is missing.
 fn format(test: &str, image: &Path, args: &[&str]) -> bool {
+    if require(test, Need::Program("mke2fs")).is_none() {
+        return false;
+    }
     fs_err::File::create(image)
         .unwrap()
         .set_len(96 << 20)
@@ -123,19 +120,15 @@ fn format(test: &str, image: &Path, args: &[&str]) -> bool {
         .arg("-q")
         .args(args)
         .arg(image)
-        .env("PATH", common::path())
-        .output();
-    match output {
-        Ok(output) => assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        Err(error) => skip(test, &format!("mke2fs: {error}")),
-    }
-    image
-        .metadata()
-        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) > 0)
+        .env("PATH", crate::common::path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    true
 }
 
 const FORMATS: [&[&str]; 7] = [
@@ -265,23 +258,23 @@ fn files_are_found_through_links_inside_the_image() {
     let link = |target: &[u8]| Held::Symlink(target.to_vec());
     tree.add(
         b"usr/lib/os-release",
-        common::meta(0o644),
-        common::file(b"ID=debian\n"),
+        crate::common::meta(0o644),
+        crate::common::file(b"ID=debian\n"),
     );
     tree.add(
         b"etc/os-release",
-        common::meta(0o777),
+        crate::common::meta(0o777),
         link(b"../usr/lib/os-release"),
     );
     tree.add(
         b"etc/up",
-        common::meta(0o777),
+        crate::common::meta(0o777),
         link(b"../../../../usr/lib/os-release"),
     );
-    tree.add(b"lib", common::meta(0o777), link(b"/usr/lib"));
-    tree.add(b"loop", common::meta(0o777), link(b"loop/x"));
-    tree.add(b"self", common::meta(0o777), link(b"self"));
-    common::make(&image, hostel_model::Bytes::mib(16), &tree);
+    tree.add(b"lib", crate::common::meta(0o777), link(b"/usr/lib"));
+    tree.add(b"loop", crate::common::meta(0o777), link(b"loop/x"));
+    tree.add(b"self", crate::common::meta(0o777), link(b"self"));
+    crate::common::make(&image, hostel_model::Bytes::mib(16), &tree);
     let reader = Reader::open(FileSource::open(&image).unwrap()).unwrap();
     for path in [
         "etc/os-release",

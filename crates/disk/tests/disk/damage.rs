@@ -1,16 +1,8 @@
 //! Damaged and hostile images: the reader must end, with the right tree or with an error, and never panic.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "helpers of tests are tests too, and skips must be seen"
-)]
-
-mod common;
-
 use std::{io, time::Instant};
 
-use common::{Tree, file, meta};
+use crate::common::{Tree, file, meta};
 use hostel_disk::ext4::Reader;
 use hostel_model::{
     Bytes,
@@ -54,7 +46,7 @@ fn image() -> Vec<u8> {
     tree.add(
         b"torn",
         meta(0o644),
-        common::Held::File {
+        crate::common::Held::File {
             size: 800 * 8192,
             runs,
         },
@@ -69,11 +61,19 @@ fn image() -> Vec<u8> {
             xattrs: attributes,
             ..meta(0o755)
         },
-        common::Held::Directory,
+        crate::common::Held::Directory,
     );
-    tree.add(b"link", meta(0o777), common::Held::Symlink(vec![b'l'; 100]));
-    tree.add(b"hard", meta(0), common::Held::HardLink(b"torn".to_vec()));
-    common::make(&path, Bytes::mib(16), &tree);
+    tree.add(
+        b"link",
+        meta(0o777),
+        crate::common::Held::Symlink(vec![b'l'; 100]),
+    );
+    tree.add(
+        b"hard",
+        meta(0),
+        crate::common::Held::HardLink(b"torn".to_vec()),
+    );
+    crate::common::make(&path, Bytes::mib(16), &tree);
     fs_err::read(&path).unwrap()
 }
 
@@ -174,7 +174,7 @@ fn directory_in_two_places_ends_with_an_error() {
     let path = dir.path().join("disk.raw");
     let mut tree = Tree::default();
     tree.add(b"aaa/bbb/ccc", meta(0o644), file(b"x"));
-    common::make(&path, Bytes::mib(8), &tree);
+    crate::common::make(&path, Bytes::mib(8), &tree);
     let mut raw = fs_err::read(&path).unwrap();
     without_checksums(&mut raw);
     // The entry `bbb` gets the number of the root.

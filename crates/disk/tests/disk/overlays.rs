@@ -1,36 +1,29 @@
 //! Overlays as QEMU sees them, and a distribution read through one.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "helpers of tests are tests too, and skips must be seen"
-)]
-
-mod common;
-
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
     time::Instant,
 };
 
-use common::{Tree, file, meta, skip};
+use crate::common::{Tree, file, meta};
 use hostel_disk::{
     BlockSource as _,
     ext4::Reader,
     overlay::{create_overlay, open_chain},
 };
 use hostel_model::Bytes;
+use hostel_testkit::{Need, require};
 
 #[test]
 fn tree_is_read_through_a_fresh_overlay_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (base, overlay) = (dir.path().join("base.raw"), dir.path().join("disk.qcow2"));
     let mut tree = Tree::default();
-    tree.add(b"", meta(0o755), common::Held::Directory);
+    tree.add(b"", meta(0o755), crate::common::Held::Directory);
     tree.add(b"etc/hostname", meta(0o644), file(b"box\n"));
     tree.add(b"data", meta(0o644), file(&vec![7; 300_000]));
-    common::make(&base, Bytes::gib(256), &tree);
+    crate::common::make(&base, Bytes::gib(256), &tree);
     let start = Instant::now();
     create_overlay(&overlay, &base, Bytes::gib(256)).unwrap();
     eprintln!("overlay made in {:?}", start.elapsed());
@@ -47,7 +40,9 @@ fn tree_is_read_through_a_fresh_overlay_at_once() {
 
 #[test]
 fn what_qemu_writes_is_read_and_the_base_stays() {
-    const TEST: &str = "what_qemu_writes";
+    if require("what_qemu_writes", Need::Program("qemu-system-x86_64")).is_none() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let (base, overlay) = (dir.path().join("base.raw"), dir.path().join("disk.qcow2"));
     fs_err::write(&base, vec![1; 1 << 20]).unwrap();
@@ -71,10 +66,7 @@ fn what_qemu_writes_is_read_and_the_base_stays() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) => return skip(TEST, &format!("qemu-system-x86_64: {error}")),
-    };
+    let mut child = child.unwrap();
     let io = |command: &str| {
         format!(
             r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"qemu-io d \"{command}\""}}}}"#

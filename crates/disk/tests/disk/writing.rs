@@ -1,16 +1,8 @@
 //! Images that the writer makes, judged by its own reader, by e2fsck and by the kernel.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "helpers of tests are tests too, and skips must be seen"
-)]
-
-mod common;
-
 use std::{io, process::Command};
 
-use common::{Held, Tree, check, file, make, meta, mounted, options, push, skip};
+use crate::common::{Held, Tree, check, file, make, meta, mounted, options, push};
 use hostel_disk::{
     FileSource,
     ext4::{Reader, Writer},
@@ -19,6 +11,7 @@ use hostel_model::{
     Bytes,
     tree::{DataRun, Node, NodeMeta, TreeSink},
 };
+use hostel_testkit::{Need, require};
 use proptest::prelude::*;
 
 fn read(image: &std::path::Path) -> Tree {
@@ -323,8 +316,11 @@ fn disks_of_many_sizes_are_clean() {
 }
 
 #[test]
-fn disk_grows_offline_and_while_mounted() {
-    const TEST: &str = "disk_grows";
+fn resize2fs_grows_a_disk() {
+    const TEST: &str = "resize2fs_grows_a_disk";
+    if require(TEST, Need::Program("resize2fs")).is_none() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk.raw");
     make(&image, Bytes::mib(300), &full_tree());
@@ -334,39 +330,17 @@ fn disk_grows_offline_and_while_mounted() {
         .unwrap()
         .set_len(9 << 30)
         .unwrap();
-    match Command::new("resize2fs")
+    let output = Command::new("resize2fs")
         .arg("-f")
         .arg(&image)
-        .env("PATH", common::path())
+        .env("PATH", crate::common::path())
         .output()
-    {
-        Err(error) => return skip(TEST, &format!("resize2fs: {error}")),
-        Ok(output) => assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        ),
-    }
-    check(TEST, &image);
-    let script = r#"
-        dev=$(findmnt -no SOURCE "$mnt")
-        truncate -s 20G "$image"
-        losetup -c "$dev"
-        resize2fs "$dev" 2>&1 || true
-        stat -f -c "blocks %b" "$mnt"
-    "#;
-    let Some(out) = mounted(TEST, &image, "rw", script) else {
-        return;
-    };
-    let out = String::from_utf8_lossy(&out);
-    if out.contains("Permission denied to resize") {
-        return skip(TEST, "growing a mounted file system needs CAP_SYS_RESOURCE");
-    }
-    let blocks = out
-        .lines()
-        .find_map(|line| line.strip_prefix("blocks "))
-        .and_then(|count| count.parse().ok());
-    assert!(blocks.is_some_and(|count: u64| count > 5_000_000), "{out}");
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     check(TEST, &image);
     assert_eq!(read(&image), full_tree().canonical());
 }
@@ -557,7 +531,6 @@ fn full_image_and_lost_data_are_told_and_spoil_the_image() {
 /// Runs itself again in a mount namespace where a small tmpfs stands for a full disk.
 #[test]
 fn full_host_disk_is_told() {
-    const TEST: &str = "full_host_disk_is_told";
     if let Some(dir) = std::env::var_os("DISK_TEST_SMALL_TMPFS") {
         let image = std::path::Path::new(&dir).join("disk.raw");
         let mut writer = Writer::create(image, options(Bytes::gib(1))).unwrap();
@@ -567,24 +540,22 @@ fn full_host_disk_is_told() {
         assert!(writer.finish().is_err());
         return;
     }
+    if require("full_host_disk_is_told", Need::Root).is_none() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
-    let shell = "mount -t tmpfs -o size=8m none \"$0\" || exit 99\nDISK_TEST_SMALL_TMPFS=\"$0\" exec \"$1\" --exact full_host_disk_is_told";
+    let shell = "mount -t tmpfs -o size=8m none \"$0\" && DISK_TEST_SMALL_TMPFS=\"$0\" exec \"$1\" --exact writing::full_host_disk_is_told";
     let mut command = Command::new("unshare");
     command
         .args(["-m", "sh", "-c", shell])
         .arg(dir.path())
         .arg(std::env::current_exe().unwrap());
-    match command.output() {
-        Err(error) => skip(TEST, &format!("unshare: {error}")),
-        Ok(output) if output.status.code() == Some(99) || !rustix::process::geteuid().is_root() => {
-            skip(TEST, "mounting a tmpfs needs root");
-        }
-        Ok(output) => assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        ),
-    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 #[derive(Clone, Debug)]

@@ -1,7 +1,5 @@
 //! What the tests share: a tree in memory that is both source and sink, and the programs that judge images.
 
-#![allow(dead_code, reason = "every test file uses its own part")]
-
 use std::{collections::BTreeMap, io, path::Path, process::Command};
 
 use hostel_disk::ext4::{Options, Writer};
@@ -9,6 +7,7 @@ use hostel_model::{
     Bytes,
     tree::{DataRun, Node, NodeMeta, TreeSink},
 };
+use hostel_testkit::{Need, require, skip};
 
 /// What an entry holds, with its data in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,25 +207,17 @@ pub(crate) fn make(image: &Path, size: Bytes, tree: &Tree) {
     writer.finish().unwrap();
 }
 
-/// Says in the test's output that something was not tested.
-pub(crate) fn skip(test: &str, reason: &str) {
-    eprintln!("SKIPPED {test}: {reason}");
-}
-
 /// Lets e2fsck judge an image. Returns false, visibly, when the program is missing.
 pub(crate) fn check(test: &str, image: &Path) -> bool {
-    let output = match Command::new("e2fsck")
+    if require(test, Need::Program("e2fsck")).is_none() {
+        return false;
+    }
+    let output = Command::new("e2fsck")
         .arg("-fn")
         .arg(image)
         .env("PATH", path())
         .output()
-    {
-        Ok(output) => output,
-        Err(error) => {
-            skip(test, &format!("e2fsck: {error}"));
-            return false;
-        }
-    };
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
@@ -248,10 +239,7 @@ pub(crate) fn mounted(
     mount_options: &str,
     script: &str,
 ) -> Option<Vec<u8>> {
-    if !rustix::process::geteuid().is_root() {
-        skip(test, "mounting needs root");
-        return None;
-    }
+    require(test, Need::Root)?;
     let dir = tempfile::tempdir().unwrap();
     let shell = "mount -o \"loop,$options\" \"$image\" \"$mnt\" || exit 99\ncd \"$mnt\"\nset -e\n"
         .to_owned()
@@ -263,14 +251,8 @@ pub(crate) fn mounted(
         .env("image", image)
         .env("mnt", dir.path())
         .env("options", mount_options)
-        .output();
-    let output = match output {
-        Ok(output) => output,
-        Err(error) => {
-            skip(test, &format!("unshare: {error}"));
-            return None;
-        }
-    };
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(99) || text.contains("unshare failed") {
         // A kernel that mounts its own e2fsprogs' images must mount ours: only then is this a skip.

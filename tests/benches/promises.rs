@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         home.import(&format!("idle{n}"), &small);
     }
     cold(&home, rounds, &mut rows)?;
-    warm(&home, rounds, &mut rows)?;
+    warm(&home, rounds, &mut rows);
     memory(&home, &mut rows)?;
     throughput(&home, &mut rows)?;
     home.run(&["shutdown"]).ok();
@@ -77,7 +77,7 @@ fn imports(debian: &Path, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
             home.scratch("x.raw").display()
         );
         theirs.push(time(|| {
-            drop(host("sh", &["-c", &line]).map(hostel_tests::run::Output::ok))
+            drop(host("sh", &["-c", &line]).map(hostel_tests::run::Output::ok));
         }));
     }
     let size = fs_err::metadata(debian)?.len() >> 20;
@@ -131,7 +131,7 @@ fn cold(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
 }
 
 /// A second distribution, and commands in a running one.
-fn warm(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
+fn warm(home: &Home, rounds: usize, rows: &mut Vec<Row>) {
     home.sh("a", "true").ok();
     let mut second = Vec::new();
     for _ in 0..rounds {
@@ -165,7 +165,6 @@ fn warm(home: &Home, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
         ),
         kept: exec <= Duration::from_millis(80),
     });
-    Ok(())
 }
 
 /// What one more idle distribution costs the guest, and what the idle daemon holds.

@@ -240,9 +240,7 @@ fn what_is_not_a_linux_is_refused_and_leaves_nothing() {
         );
         assert_eq!(home.run(&["list", "-q"]).ok(), "", "{file}");
         for dir in ["distros", "bases"] {
-            let left = fs_err::read_dir(home.path().join(dir))
-                .map(Iterator::count)
-                .unwrap_or(0);
+            let left = fs_err::read_dir(home.path().join(dir)).map_or(0, Iterator::count);
             assert_eq!(left, 0, "{file} left something in {dir}");
         }
     }

@@ -222,12 +222,7 @@ fn nothing_is_left(home: &Home) {
         || {
             ["distros", "bases"]
                 .iter()
-                .all(|d| {
-                    fs_err::read_dir(home.path().join(d))
-                        .map(Iterator::count)
-                        .unwrap_or(0)
-                        == 0
-                })
+                .all(|d| fs_err::read_dir(home.path().join(d)).map_or(0, Iterator::count) == 0)
                 .then_some(())
         },
     )

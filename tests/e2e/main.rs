@@ -4,6 +4,11 @@
 //! tests of `spine`, `sessions`, `users` and `network` share one VM; those of `bad_days`, `archives` and `lifecycle`
 //! each have a home of their own.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test program with a `main` of its own, which clippy does not take for one"
+)]
+
 mod archives;
 mod bad_days;
 mod lifecycle;

@@ -140,7 +140,7 @@ impl Instance {
         self.try_wait()
     }
 
-    /// Asks all processes to end (SIGTERM and SIGHUP), kills those that do not within the time, and removes the cgroup. Blocks
+    /// Asks all processes to end (SIGTERM, then SIGHUP), kills those that do not within the time, and removes the cgroup. Blocks
     /// for the time and some seconds at most. Right on a distribution that has ended, too.
     pub fn stop(&self, timeout: Duration) -> StopOutcome {
         let mut outcome = StopOutcome {

@@ -129,17 +129,12 @@ impl Engine {
             if self.distro_state(record.id) == DistroState::Running
                 && let Some(running) = self.vm.running()
             {
+                running.wait_settled(warnings).await?;
                 return Ok((in_use, running));
             }
-            let running = self.ensure_vm(warnings).await?;
             let flight = self.with_live(record.id, |l| Arc::clone(&l.start));
-            let (engine, id, vm) = (Arc::clone(self), record.id, Arc::clone(&running));
-            let (result, began) = flight
-                .run(
-                    &self.tasks,
-                    || async move { engine.start_distro(id, vm).await },
-                )
-                .await;
+            let (engine, id) = (Arc::clone(self), record.id);
+            let (result, began) = flight.run(&self.tasks, || engine.start_distro(id)).await;
             let said = result?;
             if began {
                 warnings.extend(said.iter().cloned());
@@ -147,11 +142,7 @@ impl Engine {
         }
     }
 
-    async fn start_distro(
-        self: Arc<Self>,
-        id: DistroId,
-        running: Arc<Running>,
-    ) -> Result<Arc<Vec<String>>, Failure> {
+    async fn start_distro(self: Arc<Self>, id: DistroId) -> Result<Arc<Vec<String>>, Failure> {
         let operation = self.with_live(id, |l| Arc::clone(&l.operation));
         let _turn = operation.lock().await;
         // Renamed or removed while it waited.
@@ -159,12 +150,29 @@ impl Engine {
         if self.distro_state(id) == DistroState::Running {
             return Ok(Arc::default());
         }
-        // Its PID 1 ended, and whoever tidies up has not had its turn yet.
-        self.finish_end(&record, &running).await;
+        if let Some(running) = self.vm.running() {
+            // Its PID 1 ended, and whoever tidies up has not had its turn yet.
+            self.finish_end(&record, &running).await;
+        }
+        let layout = self.registry.layout();
+        let held = LockFile::try_acquire(&layout.disk_lock(id)).map_err(|e| {
+            Failure::from_error(ErrorCode::Busy, &e)
+                .hint(format!("the disk of `{}` is in use elsewhere", record.name))
+        })?;
+        let disk = DiskPlan {
+            path: layout.disk(id),
+            serial: id.disk_serial(),
+            kind: DiskKind::Overlay {
+                base: layout.base(&record.base),
+            },
+        };
+        let mut warnings = Vec::new();
+        let running = self.ensure_agent(Some(&disk), &mut warnings).await?;
         self.apply_distro(&record, DistroEvent::Start)?;
-        match self.bring_up(&record, &running).await {
+        self.with_live(id, |l| l.disk = Some(held));
+        match self.bring_up(&record, &disk, &running).await {
             Ok(mut reply) if !running.gone.is_cancelled() => {
-                let warnings = std::mem::take(&mut reply.warnings);
+                warnings.append(&mut reply.warnings);
                 let os = OsInfo {
                     id: field(&reply.os_id),
                     version: field(&reply.os_version),
@@ -203,22 +211,10 @@ impl Engine {
     async fn bring_up(
         &self,
         record: &DistroFile,
+        disk: &DiskPlan,
         running: &Running,
     ) -> Result<v1::StartDistroReply, Failure> {
-        let layout = self.registry.layout();
-        let held = LockFile::try_acquire(&layout.disk_lock(record.id)).map_err(|e| {
-            Failure::from_error(ErrorCode::Busy, &e)
-                .hint(format!("the disk of `{}` is in use elsewhere", record.name))
-        })?;
-        self.with_live(record.id, |l| l.disk = Some(held));
-        let disk = DiskPlan {
-            path: layout.disk(record.id),
-            serial: record.id.disk_serial(),
-            kind: DiskKind::Overlay {
-                base: layout.base(&record.base),
-            },
-        };
-        running.machine.attach(&disk).await?;
+        running.machine.attach(disk).await?;
         let mut agent = running.agent();
         let time = self.timeouts().distro_start;
         let request = v1::StartDistroRequest {

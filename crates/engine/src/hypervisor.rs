@@ -12,9 +12,12 @@ use crate::streams::GuestStream;
 pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Starts a VM and waits until its agent has dialled in; on failure nothing of it is left.
     ///
-    /// `warn` takes what the user should know although it goes on.
+    /// `disks` are those that are needed first: attached before the guest looks for disks, they are found sooner. One that
+    /// cannot be attached is left out; [`Machine::attach`] says why. `warn` takes what the user should know although it goes
+    /// on.
     fn boot<'a>(
         &'a self,
+        disks: &'a [DiskPlan],
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>>;
 }

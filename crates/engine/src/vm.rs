@@ -81,6 +81,10 @@ pub(crate) struct Running {
     agent: Mutex<AgentClient<Guarded<Channel>>>,
     configure: v1::ConfigureRequest,
     end: watch::Sender<Option<String>>,
+    /// How the first settling ended, once it has.
+    settled: watch::Sender<Option<Result<(), Failure>>>,
+    /// What the settling had to say, for the first who waits for it.
+    remarks: Mutex<Vec<String>>,
     /// Cancelled when the VM has ended.
     pub(crate) gone: CancellationToken,
 }
@@ -165,6 +169,37 @@ impl Running {
         ended.clone()
     }
 
+    /// Waits until the machine has its clock, names and network. Whoever is first gets what there is to say about it.
+    pub(crate) async fn wait_settled(&self, warnings: &mut Vec<String>) -> Result<(), Failure> {
+        let mut settled = self.settled.subscribe();
+        tokio::select! {
+            biased;
+            Ok(result) = settled.wait_for(Option::is_some) => result.clone().unwrap_or(Ok(()))?,
+            () = self.gone.cancelled() => {
+                return Err(crashed(&self.end.borrow().clone().unwrap_or_default()));
+            }
+        }
+        warnings.append(&mut lock(&self.remarks));
+        Ok(())
+    }
+
+    /// Settles a machine that has just started; one that cannot be settled is of no use and is killed.
+    async fn settle(self: Arc<Self>, mut agent: AgentClient<Guarded<Channel>>) {
+        let result = match tokio::time::timeout(SETTLE, self.configure(&mut agent)).await {
+            Ok(Ok(warnings)) => {
+                *lock(&self.remarks) = warnings;
+                Ok(())
+            }
+            Ok(Err(status)) => Err(self.failure(status).await),
+            Err(_) => Err(unsettled()),
+        };
+        let failed = result.is_err();
+        self.settled.send_replace(Some(result));
+        if failed {
+            self.machine.kill().await;
+        }
+    }
+
     /// Asks about a running distribution.
     pub(crate) async fn inspect(&self, id: DistroId) -> Result<v1::InspectDistroReply, Failure> {
         let mut agent = self.agent();
@@ -220,6 +255,18 @@ impl Running {
     }
 }
 
+/// Says that an agent takes too long.
+fn unsettled() -> Failure {
+    Failure::new(
+        ErrorCode::VmStart,
+        format!(
+            "the agent in the VM did not settle within {} s",
+            SETTLE.as_secs()
+        ),
+    )
+    .hint("hostel logs console")
+}
+
 /// Says that the VM ended while it was in use.
 fn crashed(how: &str) -> Failure {
     Failure::new(ErrorCode::VmCrashed, format!("the VM ended: {how}"))
@@ -273,11 +320,23 @@ async fn greet(agent: &mut AgentClient<Guarded<Channel>>) -> Result<v1::AgentGre
 }
 
 impl Engine {
-    /// Returns the running VM, starting it when it is off. Everyone who asks meanwhile waits for the same start.
+    /// Returns the running VM with its clock, names and network, starting it when it is off.
     ///
     /// Whoever causes a start gets its warnings. Cancel safe: a start goes on without the one who asked.
     pub(crate) async fn ensure_vm(
         self: &Arc<Self>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Arc<Running>, Failure> {
+        let running = self.ensure_agent(None, warnings).await?;
+        running.wait_settled(warnings).await?;
+        Ok(running)
+    }
+
+    /// Returns the VM as soon as its agent answers, which may be before it is settled; starts it when it is off, with a disk
+    /// that is needed at once. Everyone who asks meanwhile waits for the same start.
+    pub(crate) async fn ensure_agent(
+        self: &Arc<Self>,
+        disk: Option<&DiskPlan>,
         warnings: &mut Vec<String>,
     ) -> Result<Arc<Running>, Failure> {
         loop {
@@ -294,7 +353,8 @@ impl Engine {
                 return Ok(running);
             }
             let engine = Arc::clone(self);
-            let (boot, began) = self.vm.start.run(&self.tasks, || engine.boot()).await;
+            let disks: Vec<DiskPlan> = disk.cloned().into_iter().collect();
+            let (boot, began) = self.vm.start.run(&self.tasks, || engine.boot(disks)).await;
             let boot = boot?;
             if began {
                 warnings.extend(boot.warnings.iter().cloned());
@@ -305,7 +365,7 @@ impl Engine {
         }
     }
 
-    fn boot(self: Arc<Self>) -> BoxFuture<'static, Result<Boot, Failure>> {
+    fn boot(self: Arc<Self>, disks: Vec<DiskPlan>) -> BoxFuture<'static, Result<Boot, Failure>> {
         Box::pin(async move {
             if let Some(running) = self.vm.running() {
                 return Ok(Boot {
@@ -318,8 +378,8 @@ impl Engine {
             let warnings = Mutex::new(Vec::new());
             let result = {
                 let warn = |text: String| lock(&warnings).push(text);
-                match self.hypervisor.boot(&warn).await {
-                    Ok(booted) => self.settle(booted, begun, &warn).await,
+                match self.hypervisor.boot(&disks, &warn).await {
+                    Ok(booted) => self.greet(booted, begun).await,
                     Err(failure) => Err(failure),
                 }
             };
@@ -359,12 +419,11 @@ impl Engine {
         })
     }
 
-    /// Greets and configures an agent that has dialled in; the machine is killed when that fails.
-    async fn settle(
+    /// Greets an agent that has dialled in and begins to settle its machine, which is killed when that fails.
+    async fn greet(
         &self,
         booted: Booted,
         begun: Instant,
-        warn: &(dyn Fn(String) + Send + Sync),
     ) -> Result<(Arc<Running>, Option<DiskPlan>, Streaming<v1::AgentEvent>), Failure> {
         let Booted {
             machine,
@@ -391,27 +450,21 @@ impl Engine {
                 agent: Mutex::new(agent.clone()),
                 configure,
                 end: watch::channel(None).0,
+                settled: watch::channel(None).0,
+                remarks: Mutex::default(),
                 gone: CancellationToken::new(),
             });
-            let to_failure = |s: Status| failure_of(&s);
-            for warning in running.configure(&mut agent).await.map_err(to_failure)? {
-                warn(warning);
-            }
+            // Beside the start of the first distribution: the network takes its time to appear.
+            self.tasks.spawn(Arc::clone(&running).settle(agent.clone()));
             let events = agent
                 .watch(v1::WatchRequest {})
                 .await
-                .map_err(to_failure)?
+                .map_err(|s| failure_of(&s))?
                 .into_inner();
             Ok((running, modules, events))
         };
         let result = tokio::select! {
-            result = tokio::time::timeout(SETTLE, work) => result.unwrap_or_else(|_| {
-                Err(Failure::new(
-                    ErrorCode::VmStart,
-                    format!("the agent in the VM did not settle within {} s", SETTLE.as_secs()),
-                )
-                .hint("hostel logs console"))
-            }),
+            result = tokio::time::timeout(SETTLE, work) => result.unwrap_or_else(|_| Err(unsettled())),
             how = machine.ended() => {
                 Err(Failure::new(ErrorCode::VmStart, format!("the VM ended while it started: {how}"))
                     .hint("hostel logs console"))

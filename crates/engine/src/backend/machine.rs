@@ -42,28 +42,32 @@ impl QemuVm {
     }
 }
 
+/// Says in QEMU's terms what a disk is.
+pub(super) fn plan(disk: &DiskPlan) -> AttachDisk {
+    let raw = |path: &std::path::Path| DiskFile {
+        path: path.to_owned(),
+        format: DiskFormat::Raw,
+    };
+    match &disk.kind {
+        DiskKind::Overlay { base } => AttachDisk {
+            serial: disk.serial.clone(),
+            base: raw(base),
+            overlay: Some(disk.path.clone()),
+            read_only: false,
+        },
+        DiskKind::RawReadOnly => AttachDisk {
+            serial: disk.serial.clone(),
+            base: raw(&disk.path),
+            overlay: None,
+            read_only: true,
+        },
+    }
+}
+
 impl Machine for QemuVm {
     fn attach<'a>(&'a self, disk: &'a DiskPlan) -> BoxFuture<'a, Result<(), Failure>> {
-        let raw = |path: &std::path::Path| DiskFile {
-            path: path.to_owned(),
-            format: DiskFormat::Raw,
-        };
-        let plan = match &disk.kind {
-            DiskKind::Overlay { base } => AttachDisk {
-                serial: disk.serial.clone(),
-                base: raw(base),
-                overlay: Some(disk.path.clone()),
-                read_only: false,
-            },
-            DiskKind::RawReadOnly => AttachDisk {
-                serial: disk.serial.clone(),
-                base: raw(&disk.path),
-                overlay: None,
-                read_only: true,
-            },
-        };
         Box::pin(async move {
-            match self.machine.attach_disk(&plan).await {
+            match self.machine.attach_disk(&plan(disk)).await {
                 Ok(_) | Err(DiskError::Attached(_)) => Ok(()),
                 Err(error) => {
                     Err(Failure::from_error(ErrorCode::DistroStart, &error).hint("hostel doctor"))

@@ -28,7 +28,7 @@ use crate::{
     Timeouts,
     backend::{files::BootFiles, machine::QemuVm},
     engine::lock,
-    hypervisor::{Booted, Hypervisor, VmInfo},
+    hypervisor::{Booted, DiskPlan, Hypervisor, VmInfo},
     kernels,
     registry::Registry,
 };
@@ -265,11 +265,15 @@ impl VmBackend {
         ))
     }
 
-    async fn start(&self, warn: &(dyn Fn(String) + Send + Sync)) -> Result<Booted, Failure> {
+    async fn start(
+        &self,
+        disks: &[DiskPlan],
+        warn: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<Booted, Failure> {
         // The scoped threads inside keep `self` borrowed; this blocks one worker for some 0.1 s at most.
         let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare())?;
         warnings.into_iter().for_each(warn);
-        let failure = match self.launch(&plan, warn).await {
+        let failure = match self.launch(&plan, disks, warn).await {
             Ok(booted) => return Ok(booted),
             Err(failure) => failure,
         };
@@ -290,7 +294,7 @@ impl VmBackend {
             accel: Accel::Tcg,
             reason: format!("KVM failed: {why}"),
         };
-        let booted = self.launch(&plan, warn).await?;
+        let booted = self.launch(&plan, disks, warn).await?;
         // Only now is it KVM's fault.
         if let Err(error) = self.registry.change_settings(|s| s.kvm_failed = Some(why)) {
             tracing::warn!(%error, "the failure of KVM was not remembered");
@@ -317,6 +321,7 @@ impl VmBackend {
     async fn launch(
         &self,
         plan: &Plan,
+        disks: &[DiskPlan],
         warn: &(dyn Fn(String) + Send + Sync),
     ) -> Result<Booted, Failure> {
         let network = network::plan(&self.registry, &plan.conf)?;
@@ -353,6 +358,11 @@ impl VmBackend {
             .plug_vsock(&device)
             .await
             .map_err(|e| start_failure(&e))?;
+        for disk in disks {
+            if let Err(error) = machine.attach_disk(&machine::plan(disk)).await {
+                tracing::debug!(%error, serial = disk.serial, "a disk is not attached before the start");
+            }
+        }
         machine.start().await.map_err(|e| start_failure(&e))?;
         let patience = match plan.accel.accel {
             Accel::Kvm => plan.conf.wsl2.kernel_boot_timeout,
@@ -490,9 +500,10 @@ impl VmBackend {
 impl Hypervisor for VmBackend {
     fn boot<'a>(
         &'a self,
+        disks: &'a [DiskPlan],
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>> {
-        Box::pin(self.start(warn))
+        Box::pin(self.start(disks, warn))
     }
 }
 

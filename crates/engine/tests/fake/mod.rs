@@ -118,6 +118,7 @@ impl std::fmt::Debug for FakeMachine {
 impl Hypervisor for FakeHypervisor {
     fn boot<'a>(
         &'a self,
+        _: &'a [DiskPlan],
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>> {
         async move {

@@ -39,14 +39,14 @@ pub(crate) async fn wait_for(serial: &str) -> Result<Disk, DiskError> {
     if serial.is_empty() || serial.len() > 36 || !serial.chars().all(fits) {
         return Err(DiskError::BadSerial(serial.chars().take(36).collect()));
     }
-    if let Some(disk) = look(Path::new("/sys/block"), serial) {
+    // The kernel shows a disk before it makes the node.
+    let look = || look(Path::new("/sys/block"), serial).filter(|d| d.node().exists());
+    if let Some(disk) = look() {
         return Ok(disk);
     }
     let events = Uevents::subscribe().map_err(DiskError::Listen)?;
     events
-        .wait_for(APPEAR, || {
-            look(Path::new("/sys/block"), serial).filter(|d| d.node().exists())
-        })
+        .wait_for(APPEAR, look)
         .await
         .ok_or_else(|| DiskError::Missing {
             serial: serial.to_owned(),

@@ -1,6 +1,6 @@
-//! Is a program static and position independent?
+//! Is a program static, and is it position independent?
 
-/// What is needed of the guest's `/init`.
+/// What a program needs to be started. The guest's `/init` has to be [`Kind::Static`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Static and position independent.

@@ -3,6 +3,7 @@
 //! Nothing ships from here; it uses nothing of ours, so that it is compiled in seconds.
 #![expect(clippy::print_stderr, reason = "its output is its purpose")]
 
+mod bench;
 mod build;
 mod elf;
 mod house;
@@ -19,6 +20,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   build [--release]           Build hostel, hosteld and the guest's static /init
   test [--fast] [-- ARGS...]  Build, then run the tests; --fast leaves out those with real VMs
+  bench [--rounds N]          Build for release, measure the promises, write docs/benchmarks.md
   lint                        Check formatting, clippy, documentation, the rules of the house, man pages
   man [--check]               Generate docs/man from the program's own definitions, or check that it is current
 ";
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
             ["--fast", "--", arguments @ ..] => test::test(test::Which::Fast, arguments),
             _ => return usage(),
         },
+        ["bench"] => bench::bench(None),
+        ["bench", "--rounds", rounds] => bench::bench(Some(rounds)),
         ["lint"] => lint::lint(),
         ["man"] => man::generate(),
         ["man", "--check"] => man::check(),

@@ -123,7 +123,7 @@ fn a_killed_daemon_leaves_nothing_and_the_next_command_works() {
     home.sh("d", "echo kept > /kept; sync").ok();
     let client = home.start(&["-d", "d", "--", "sleep 1000"]);
     until("the command runs", DEADLINE, || {
-        home.sh("d", "pgrep -f '[s]leep 1000'")
+        home.sh("d", "ps | grep '[s]leep 1000'")
             .status
             .success()
             .then_some(())
@@ -143,7 +143,7 @@ fn a_killed_vm_is_told_and_the_next_command_works() {
     home.import("d", &small());
     let client = home.start(&["-d", "d", "--", "echo there; sleep 1000"]);
     until("the command runs", DEADLINE, || {
-        home.sh("d", "pgrep -f '[s]leep 1000'")
+        home.sh("d", "ps | grep '[s]leep 1000'")
             .status
             .success()
             .then_some(())
@@ -178,7 +178,7 @@ fn a_killed_init_ends_its_distribution_only() {
     })
     .unwrap();
     until("its command runs", DEADLINE, || {
-        home.sh("a", "pgrep -f '[s]leep 1000'")
+        home.sh("a", "ps | grep '[s]leep 1000'")
             .status
             .success()
             .then_some(())
@@ -342,10 +342,8 @@ fn a_root_without_a_shell_is_an_error_and_not_a_hang() {
     .unwrap()
     .ok();
     home.import("hollow", &archive);
-    let code = home
-        .run(&["-d", "hollow", "--", "true"])
-        .fails(127, &["/bin/sh"]);
-    assert!(!code.is_empty());
+    home.run(&["-d", "hollow", "--", "true"])
+        .fails(125, &["hollow", "/bin/sh"]);
 }
 
 fn a_foreign_runtime_directory_is_refused() {

@@ -1,6 +1,10 @@
 //! The agent without a VM: the test is the daemon, over unix sockets, and commands run in this machine's own namespaces.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and shows what commands said"
+)]
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -15,7 +15,10 @@ use std::{
     fmt, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -136,9 +139,7 @@ impl Channel {
             },
             ChannelKind::VhostUser { dir } => {
                 check_private(dir)?;
-                let socket = dir.join("vsock.sock");
-                // Nobody else has a socket in a directory of ours; one that is there is from a daemon that was killed.
-                let _ = fs_err::remove_file(&socket);
+                let socket = own_socket(dir);
                 let server =
                     Server::start(socket.clone(), u64::from(GUEST_CID), Arc::clone(&ports))
                         .map_err(|source| OpenError::Serve { socket, source })?;
@@ -261,6 +262,29 @@ impl Listener {
     }
 }
 
+/// Returns a path for a socket that no other channel has: an earlier one of this process may still be closing, and takes its
+/// own with it.
+///
+/// Nobody else has sockets in a directory of ours: those of other processes are from daemons that were killed, and removed.
+fn own_socket(dir: &Path) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let own = format!("vsock-{}-", std::process::id());
+    for entry in fs_err::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("vsock-") && name.ends_with(".sock") && !name.starts_with(&own) {
+            let _ = fs_err::remove_file(entry.path());
+        }
+    }
+    let socket = dir.join(format!(
+        "{own}{}.sock",
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ));
+    // Of a killed process that had the same number.
+    let _ = fs_err::remove_file(&socket);
+    socket
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,8 +322,18 @@ mod tests {
         let kind = ChannelKind::VhostUser {
             dir: dir.path().to_owned(),
         };
-        drop(std::os::unix::net::UnixListener::bind(dir.path().join("vsock.sock")).unwrap());
-        drop(Channel::open(&kind).unwrap());
+        let left = dir.path().join("vsock-1-0.sock");
+        drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+        let (first, second) = (Channel::open(&kind).unwrap(), Channel::open(&kind).unwrap());
+        assert!(!left.exists(), "it was a killed daemon's");
+        // One that closes late does not take the socket of the next.
+        drop(first);
+        let Device::VhostUser { socket } = second.device() else {
+            panic!("our own device was asked for");
+        };
+        assert!(socket.exists());
+        drop(second);
+        assert!(!socket.exists());
         fs_err::set_permissions(dir.path(), PermissionsExt::from_mode(0o750)).unwrap();
         assert!(matches!(
             Channel::open(&kind),

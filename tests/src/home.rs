@@ -48,9 +48,9 @@ impl Home {
     /// Copies an installed kernel store into this home.
     pub fn adopt_kernel(&self, store: &Path) -> Result<()> {
         let to = self.path().join("kernels");
-        let output =
-            crate::run::host("cp", &[OsStr::new("-a"), store.as_os_str(), to.as_os_str()])?;
-        output.ok();
+        fs_err::create_dir_all(&to)?;
+        let all = store.join(".");
+        crate::run::host("cp", &[OsStr::new("-a"), all.as_os_str(), to.as_os_str()])?.ok();
         Ok(())
     }
 

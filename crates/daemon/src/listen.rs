@@ -7,24 +7,22 @@ use std::{
         unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::Path,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use hostel_engine::{Engine, streams::ClientStream};
 use hostel_model::Token;
+use hostel_proto::Connection;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::Interest,
     net::{UnixListener, UnixStream},
     sync::Semaphore,
 };
-use tonic::transport::server::Connected;
 
 /// How long a connection may take to send its token.
 const TOKEN_TIME: Duration = Duration::from_secs(10);
@@ -95,71 +93,19 @@ impl Clients {
     }
 
     /// Counts a connection for as long as it lives.
-    pub(crate) fn counted(&self, stream: UnixStream) -> Counted {
+    pub(crate) fn counted(&self, stream: UnixStream) -> Connection<UnixStream, Counted> {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Counted {
-            stream,
-            clients: self.clone(),
-        }
+        Connection::new(stream, Counted(self.clone()))
     }
 }
 
-/// A connection of the API that is counted.
+/// Counts a connection of the API until it goes.
 #[derive(Debug)]
-pub(crate) struct Counted {
-    stream: UnixStream,
-    clients: Clients,
-}
+pub(crate) struct Counted(Clients);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.clients.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Connected for Counted {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

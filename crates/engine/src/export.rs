@@ -4,7 +4,7 @@ use std::{io, path::Path, sync::Arc};
 
 use hostel_disk::{ext4, overlay};
 use hostel_model::{ErrorCode, Failure};
-use hostel_proto::{limits::CLAIM_TIMEOUT, v1};
+use hostel_proto::v1;
 use hostel_rootfs::{ArchiveWriter, Format};
 
 use crate::{
@@ -31,18 +31,7 @@ impl Engine {
         let format = Format::parse(format)
             .map_err(|e| Failure::from_error(ErrorCode::InvalidArgument, &e))?;
         let record = self.resolve(&request.name)?;
-        let claim = self.client_streams.expect()?;
-        sink.claim(v1::StreamKind::Archive, claim.token()).await;
-        let claimed = tokio::select! {
-            claimed = claim.claimed(CLAIM_TIMEOUT) => claimed,
-            () = sink.closed() => None,
-        };
-        let descriptor = claimed.and_then(|c| c.descriptor).ok_or_else(|| {
-            Failure::new(
-                ErrorCode::Protocol,
-                "the client did not hand the output over",
-            )
-        })?;
+        let descriptor = self.archive_descriptor(sink).await?;
         let output = fs_err::File::from_parts(descriptor.into(), "the archive");
         sink.progress("stopping", 0, 0, "");
         // Tasks of their own: a client that leaves must not leave a distribution half stopped, nor have it given back

@@ -13,7 +13,7 @@ use std::{
 use hostel_disk::{ext4, overlay};
 use hostel_image::OsRelease;
 use hostel_model::{Bytes, ErrorCode, Failure};
-use hostel_proto::{limits::CLAIM_TIMEOUT, v1};
+use hostel_proto::v1;
 use hostel_rootfs::{ReadError, ReadOptions, read_archive};
 
 use crate::{
@@ -76,18 +76,7 @@ impl Engine {
             .registry
             .reserve(parse_name(&request.name)?)
             .map_err(|e| e.failure())?;
-        let claim = self.client_streams.expect()?;
-        sink.claim(v1::StreamKind::Archive, claim.token()).await;
-        let claimed = tokio::select! {
-            claimed = claim.claimed(CLAIM_TIMEOUT) => claimed,
-            () = sink.closed() => None,
-        };
-        let descriptor = claimed.and_then(|c| c.descriptor).ok_or_else(|| {
-            Failure::new(
-                ErrorCode::Protocol,
-                "the client did not hand the archive over",
-            )
-        })?;
+        let descriptor = self.archive_descriptor(sink).await?;
         let source = source_text(&request.source_name);
         let path = if request.source_name == "-" {
             "standard input".to_owned()

@@ -2,13 +2,15 @@
 
 use std::{
     io::{self, Read, Write},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
+use hostel_model::{ErrorCode, Failure};
+use hostel_proto::{limits::CLAIM_TIMEOUT, v1};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest as _, Sha256};
 
-use crate::task::TaskSink;
+use crate::{engine::Engine, task::TaskSink};
 
 /// How often a blocked transfer looks whether its client is still there.
 const LOOK: Timespec = Timespec {
@@ -18,6 +20,24 @@ const LOOK: Timespec = Timespec {
 
 /// How many buffers wait for the hasher.
 const HASH_QUEUE: usize = 16;
+
+impl Engine {
+    /// Asks the client of a task for the descriptor of its archive, which it hands over by claiming a stream.
+    pub(crate) async fn archive_descriptor(&self, sink: &TaskSink) -> Result<OwnedFd, Failure> {
+        let claim = self.client_streams.expect()?;
+        sink.claim(v1::StreamKind::Archive, claim.token()).await;
+        let claimed = tokio::select! {
+            claimed = claim.claimed(CLAIM_TIMEOUT) => claimed,
+            () = sink.closed() => None,
+        };
+        claimed.and_then(|c| c.descriptor).ok_or_else(|| {
+            Failure::new(
+                ErrorCode::Protocol,
+                "the client did not hand the archive over",
+            )
+        })
+    }
+}
 
 /// A client's descriptor; transfers fail with `Interrupted`-like errors once the client is gone.
 pub(crate) struct ClientFile<'a> {
@@ -49,16 +69,20 @@ impl<'a> ClientFile<'a> {
     }
 }
 
+/// Tells whether a transfer is to be tried again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
 impl Read for ClientFile<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             self.wait(PollFlags::IN)?;
             match (&*self.file).read(buf) {
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
+                Err(error) if is_passing(&error) => {}
                 other => return other,
             }
         }
@@ -70,11 +94,7 @@ impl Write for ClientFile<'_> {
         loop {
             self.wait(PollFlags::OUT)?;
             match (&*self.file).write(buf) {
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
+                Err(error) if is_passing(&error) => {}
                 other => return other,
             }
         }

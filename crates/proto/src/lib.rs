@@ -3,10 +3,12 @@
 //!
 //! Not for: connections to real sockets (the programs make those) or anything that a message means. A foundation.
 
+mod connection;
 mod failure;
 mod guard;
 pub mod limits;
 
+pub use connection::Connection;
 pub use failure::{failure_of, status_of};
 pub use guard::{Guarded, clean};
 

@@ -104,30 +104,20 @@ impl Machine for QemuVm {
     }
 
     fn agent_dials(&self) -> BoxFuture<'_, Option<GuestStream>> {
-        Box::pin(async move {
-            self.control
-                .lock()
-                .await
-                .accept()
-                .await
-                .ok()
-                .map(|c| Box::new(c) as GuestStream)
-        })
+        Box::pin(accept(&self.control))
     }
 
     fn stream_dials(&self) -> BoxFuture<'_, Option<GuestStream>> {
-        Box::pin(async move {
-            self.streams
-                .lock()
-                .await
-                .accept()
-                .await
-                .ok()
-                .map(|c| Box::new(c) as GuestStream)
-        })
+        Box::pin(accept(&self.streams))
     }
 
     fn resident_bytes(&self) -> u64 {
         self.machine.resident_bytes().map_or(0, |b| b.0)
     }
+}
+
+/// Waits for the guest's next connection; `None` when the channel is closed.
+async fn accept(listener: &Mutex<Listener>) -> Option<GuestStream> {
+    let connection = listener.lock().await.accept().await.ok()?;
+    Some(Box::new(connection))
 }

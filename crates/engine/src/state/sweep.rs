@@ -1,6 +1,11 @@
 //! What is done to the state directory before anything else uses it: leftovers go, the rest is read.
 
-use std::{collections::HashSet, ffi::OsStr, io, path::Path};
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+};
 
 use hostel_model::DistroId;
 
@@ -29,15 +34,13 @@ pub fn sweep(layout: &Layout) -> Result<SweepReport, StateError> {
             path: directory.clone(),
             source,
         })?;
-        let io = |source| StateError::Io {
-            what: "read",
-            path: directory.clone(),
-            source,
-        };
-        for entry in fs_err::read_dir(&directory).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            if ends_with(&entry.file_name(), PARTIAL) {
-                remove(&entry.path(), &mut report);
+        for path in entries(&directory)? {
+            if path
+                .as_os_str()
+                .as_encoded_bytes()
+                .ends_with(PARTIAL.as_bytes())
+            {
+                remove(&path, &mut report);
             }
         }
     }
@@ -47,20 +50,9 @@ pub fn sweep(layout: &Layout) -> Result<SweepReport, StateError> {
 }
 
 fn read_distros(layout: &Layout, report: &mut SweepReport) -> Result<(), StateError> {
-    let directory = layout.distros();
-    let io = |source| StateError::Io {
-        what: "read",
-        path: directory.clone(),
-        source,
-    };
-    for entry in fs_err::read_dir(&directory).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let path = entry.path();
-        let Some(id) = entry
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<DistroId>().ok())
-        else {
+    for path in entries(&layout.distros())? {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let Some(id) = name.and_then(|n| n.parse::<DistroId>().ok()) else {
             continue;
         };
         match load::<DistroFile>(&layout.distro_file(id)) {
@@ -104,14 +96,7 @@ fn read_distros(layout: &Layout, report: &mut SweepReport) -> Result<(), StateEr
 /// When any distribution is damaged, nothing is known about the base it needs, and complete bases stay.
 fn drop_bases(layout: &Layout, report: &mut SweepReport) -> Result<(), StateError> {
     let used: HashSet<String> = report.distros.iter().map(|d| d.base.clone()).collect();
-    let directory = layout.bases();
-    let io = |source| StateError::Io {
-        what: "read",
-        path: directory.clone(),
-        source,
-    };
-    for entry in fs_err::read_dir(&directory).map_err(io)? {
-        let path = entry.map_err(io)?.path();
+    for path in entries(&layout.bases())? {
         let Some(name) = path.file_stem().and_then(OsStr::to_str).map(str::to_owned) else {
             continue;
         };
@@ -154,8 +139,15 @@ fn remove(path: &Path, report: &mut SweepReport) {
     }
 }
 
-fn ends_with(name: &OsStr, ending: &str) -> bool {
-    name.as_encoded_bytes().ends_with(ending.as_bytes())
+/// Lists a directory.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let list =
+        fs_err::read_dir(directory).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
+    list.map_err(|source| StateError::Io {
+        what: "read",
+        path: directory.to_owned(),
+        source,
+    })
 }
 
 /// Writes an error with its sources.

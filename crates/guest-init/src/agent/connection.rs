@@ -1,17 +1,14 @@
 //! gRPC on one connection.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hostel_proto::Connection;
 use hostel_proto::limits::MAX_MESSAGE;
 use hostel_proto::v1::agent_server::AgentServer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_stream::StreamExt;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 use super::dial::BoxStream;
 use super::service::Service;
@@ -29,10 +26,8 @@ pub(crate) async fn serve(
     power_off: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let closed = CancellationToken::new();
-    let connection = Connection {
-        stream,
-        _closed: closed.clone().drop_guard(),
-    };
+    // Dropped with the connection, it tells when the server let go of it.
+    let connection = Connection::new(stream, closed.clone().drop_guard());
     // One connection, and then none, but no end either: the end of the list would be the end of the server.
     let incoming =
         tokio_stream::once(Ok::<_, io::Error>(connection)).chain(tokio_stream::pending());
@@ -56,45 +51,5 @@ pub(crate) async fn serve(
         result = serving => result,
         // A watch that is still open would keep the connection for ever.
         () = async { power_off.cancelled().await; tokio::time::sleep_until(tokio::time::Instant::now() + LAST_WORDS).await } => Ok(()),
-    }
-}
-
-/// The one connection; tells when the server let go of it.
-struct Connection {
-    stream: BoxStream,
-    _closed: DropGuard,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -56,6 +56,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_killed_client_hangs_its_session_up,
     ),
     (
+        "a_kept_session_is_taken_over_by_another_client",
+        a_kept_session_is_taken_over_by_another_client,
+    ),
+    (
         "an_interrupt_is_forwarded_through_pipes",
         an_interrupt_is_forwarded_through_pipes,
     ),
@@ -387,6 +391,38 @@ fn a_killed_client_hangs_its_session_up() {
     until("the command runs", DEADLINE, || there().then_some(())).unwrap();
     kill(client.pid(), Signal::KILL);
     until("the command is gone", DEADLINE, || (!there()).then_some(())).unwrap();
+}
+
+/// A session belongs to the agent, not to its client's connection.
+fn a_kept_session_is_taken_over_by_another_client() {
+    let home = home();
+    let first = home.start(&[
+        "--keep",
+        "-d",
+        DEBIAN_12,
+        "--",
+        "for i in $(seq 1000); do test -e /root/go-on && break; sleep 0.2; done; echo kept; exit 9",
+    ]);
+    let id = until("the session is listed", DEADLINE, || {
+        let sessions = home.json(&["sessions"]);
+        let mut all = sessions.as_array().unwrap().iter();
+        let mine = all.find(|s| s["command"].as_str().is_some_and(|c| c.contains("go-on")))?;
+        (mine["pid"].as_u64()? > 0).then(|| mine["id"].as_str().unwrap().to_owned())
+    })
+    .unwrap();
+    kill(first.pid(), Signal::KILL);
+    drop(first);
+    let second = home.start(&["attach", &id]);
+    home.sh(DEBIAN_12, "touch /root/go-on").ok();
+    let output = second.wait(DEADLINE).unwrap();
+    home.sh(DEBIAN_12, "rm /root/go-on").ok();
+    assert_eq!(
+        (output.text().as_str(), output.code()),
+        ("kept", 9),
+        "{}",
+        output.stderr
+    );
+    home.run(&["attach", &id]).fails(125, &[&id[..8]]);
 }
 
 fn an_interrupt_is_forwarded_through_pipes() {

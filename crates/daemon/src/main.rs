@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&mut ready, &error),
     };
     log::start(&settings);
+    hostel_sys::memory::share_heaps();
     // Two workers: everything here waits for others. Children are started from threads of their own, which live on.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -52,19 +52,6 @@ impl Format {
         }
     }
 
-    /// Guesses the format from the end of a file's name; `None` when it tells nothing.
-    pub fn of_file_name(name: &str) -> Option<Self> {
-        let name = name.to_ascii_lowercase();
-        let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
-        match () {
-            () if ends(&[".tar"]) => Some(Self::Tar),
-            () if ends(&[".tar.gz", ".tgz", ".wsl"]) => Some(Self::TarGz),
-            () if ends(&[".tar.xz", ".txz"]) => Some(Self::TarXz),
-            () if ends(&[".tar.zst", ".tzst", ".tar.zstd"]) => Some(Self::TarZst),
-            () => None,
-        }
-    }
-
     /// Returns the name, which is also the usual end of a file's name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -156,7 +143,6 @@ mod tests {
     fn names_parse_and_print() {
         for format in Format::ALL {
             assert_eq!(Format::parse(format.as_str()), Ok(format));
-            assert_eq!(Format::of_file_name(&format!("x.{format}")), Some(format));
         }
         assert_eq!(Format::parse("TGZ"), Ok(Format::TarGz));
         assert!(
@@ -165,7 +151,5 @@ mod tests {
                 .to_string()
                 .contains("tar.zst")
         );
-        assert_eq!(Format::of_file_name("rootfs"), None);
-        assert_eq!(Format::of_file_name("tar"), None);
     }
 }

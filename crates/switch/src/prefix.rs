@@ -40,11 +40,6 @@ impl Prefix {
         self.len
     }
 
-    /// Tells whether it holds every address: the default route.
-    pub fn is_everything(&self) -> bool {
-        self.len == 0
-    }
-
     /// Returns the last address: the broadcast address of the network.
     pub fn broadcast(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() | !mask(self.len))

@@ -86,19 +86,6 @@ impl Qmp {
             })
     }
 
-    /// `object-add`.
-    pub async fn object_add(
-        &self,
-        qom_type: &str,
-        id: &str,
-        properties: Map<String, Value>,
-    ) -> Result<(), QmpError> {
-        let mut arguments = properties;
-        arguments.insert("qom-type".into(), qom_type.into());
-        arguments.insert("id".into(), id.into());
-        self.done("object-add", Value::Object(arguments)).await
-    }
-
     /// `blockdev-add` of a node as QEMU describes it.
     pub async fn blockdev_add(&self, node: Value) -> Result<(), QmpError> {
         self.done("blockdev-add", node).await

@@ -63,10 +63,7 @@ mod tests {
     #[test]
     fn what_people_wrote_stays_when_the_rest_is_made_anew() {
         let first = merge("# Benchmarks\n\n| 1 |\n", "");
-        assert_eq!(
-            first,
-            "# Benchmarks\n\n| 1 |\n\n## What is left and why\n"
-        );
+        assert_eq!(first, "# Benchmarks\n\n| 1 |\n\n## What is left and why\n");
         let edited = format!("{first}\nBecause.\n");
         assert_eq!(
             merge("# Benchmarks\n\n| 2 |\n", &edited),

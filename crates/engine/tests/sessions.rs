@@ -232,6 +232,22 @@ async fn the_end_of_the_vm_is_told_with_its_reason_and_the_next_command_works() 
 }
 
 #[tokio::test]
+async fn the_first_distro_starts_while_the_machine_settles_and_its_command_waits_for_both() {
+    let (house, id) = one_distro();
+    house.world.settles_late.store(true, Ordering::SeqCst);
+    let engine = house.engine.clone();
+    let exec = tokio::spawn(async move { engine.exec(command("deb", "true")).await });
+    eventually("the start", || state(&house, "deb") == "running").await;
+    let serial = id.parse::<hostel_model::DistroId>().unwrap().disk_serial();
+    assert_eq!(*house.world.boot_disks.lock().unwrap(), [serial]);
+    assert!(!exec.is_finished(), "there is no network yet");
+    house.world.settle.notify_one();
+    let mut events = exec.await.unwrap().unwrap();
+    opened(&mut events).await;
+    end(&mut events).await.0.unwrap();
+}
+
+#[tokio::test]
 async fn a_distro_whose_pid_1_ends_is_stopped_and_starts_again() {
     let (house, id) = one_distro();
     let mut events = house.engine.exec(command("deb", "true")).await.unwrap();

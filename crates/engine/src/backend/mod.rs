@@ -274,7 +274,11 @@ impl VmBackend {
         let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare())?;
         warnings.into_iter().for_each(warn);
         let failure = match self.launch(&plan, disks, warn).await {
-            Ok(booted) => return Ok(booted),
+            Ok(booted) => {
+                // The boot image went through memory.
+                hostel_sys::memory::give_back();
+                return Ok(booted);
+            }
             Err(failure) => failure,
         };
         if plan.accel.accel != Accel::Kvm || plan.conf.hostel.accel == hostel_wslconf::Accel::Kvm {

@@ -41,6 +41,11 @@ pub(crate) struct World {
     pub(crate) starts: AtomicU32,
     pub(crate) hangups: AtomicU32,
     pub(crate) detached: Mutex<Vec<String>>,
+    /// Serials of the disks that were there before the last boot.
+    pub(crate) boot_disks: Mutex<Vec<String>>,
+    /// The machine settles only when `settle` is notified.
+    pub(crate) settles_late: AtomicBool,
+    pub(crate) settle: Notify,
     /// Distributions cannot be stopped: their disk stays mounted.
     pub(crate) stuck: AtomicBool,
     /// Starts of distributions fail.
@@ -118,12 +123,13 @@ impl std::fmt::Debug for FakeMachine {
 impl Hypervisor for FakeHypervisor {
     fn boot<'a>(
         &'a self,
-        _: &'a [DiskPlan],
+        disks: &'a [DiskPlan],
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>> {
         async move {
             self.0.boots.fetch_add(1, Ordering::SeqCst);
             warn("a warning of the boot".to_owned());
+            *self.0.boot_disks.lock().unwrap() = disks.iter().map(|d| d.serial.clone()).collect();
             let (host, guest) = UnixStream::pair().unwrap();
             let (dials, dialled) = mpsc::channel(64);
             let machine = Arc::new(FakeMachine {
@@ -265,6 +271,9 @@ impl Agent for FakeAgent {
         let request = request.into_inner();
         assert_eq!(request.entropy.len(), 32);
         assert!(request.time_unix_ns > 0);
+        if self.0.settles_late.load(Ordering::SeqCst) {
+            self.0.settle.notified().await;
+        }
         Ok(Response::new(v1::ConfigureReply::default()))
     }
 

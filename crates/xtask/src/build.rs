@@ -47,8 +47,8 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     // With a target, also when it is the host's: without, the flags would apply to procedural macros, which cannot be
     // static.
-    // At a fixed address: each of its processes is spared the relocations, and QEMU without KVM, which keeps translated
-    // code by address, need not translate it again for each.
+    // At a fixed address: each of its processes is spared the relocations. Under TCG a second distribution starts faster so
+    // (docs/benchmarks.md).
     let flags = format!(
         r#"target.{target}.rustflags=["-C","target-feature=+crt-static","-C","relocation-model=static"]"#
     );

@@ -258,6 +258,17 @@ fn the_same_image_shares_its_base() {
         distros[1]["disk_bytes"].as_u64().unwrap() <= 1 << 20,
         "{told}"
     );
+    // Another size is another file system; the setting is the default (CLI-26, DSK-1).
+    let limit = |name: &str| home.json(&["inspect", name])["disk_limit_bytes"].as_u64();
+    assert_eq!(limit("b"), Some(256 << 30));
+    let archive = debian("trixie");
+    let archive = archive.to_str().unwrap();
+    home.run(&["import", "c", archive, "--disk-size", "64GB"])
+        .ok();
+    assert_eq!(limit("c"), Some(64 << 30));
+    fs_err::write(home.config(), "[wsl2]\ndefaultVhdSize=32GB\n").unwrap();
+    home.run(&["import", "d", archive]).ok();
+    assert_eq!(limit("d"), Some(32 << 30));
     home.run(&["rm", "a"]).ok();
     // The base stays while somebody uses it.
     home.run(&["export", "b", home.scratch("b.tar").to_str().unwrap()])

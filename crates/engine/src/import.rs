@@ -25,8 +25,8 @@ use crate::{
     task::TaskSink,
 };
 
-/// The size of a file system when none is asked for; only what is used occupies the host.
-const DEFAULT_SIZE: Bytes = Bytes::gib(256);
+/// The size that the name of a base does not mention: the default of the configuration when this form was settled.
+const UNMENTIONED_SIZE: Bytes = Bytes::gib(256);
 
 /// The smallest file system that may be asked for.
 const SMALLEST: Bytes = Bytes::mib(64);
@@ -65,13 +65,16 @@ pub(crate) struct Imported {
 
 impl Engine {
     /// Imports an archive that the client hands over; the client going away cancels it and leaves nothing.
+    ///
+    /// A disk of no asked-for size gets `default_size`; only what is used occupies the host.
     pub async fn import(
         self: &Arc<Self>,
         request: v1::ImportRequest,
+        default_size: Bytes,
         sink: &TaskSink,
     ) -> Result<(), Failure> {
         let _working = self.work();
-        let size = disk_size(request.disk_limit_bytes)?;
+        let size = disk_size(request.disk_limit_bytes, default_size)?;
         let reservation = self
             .registry
             .reserve(parse_name(&request.name)?)
@@ -125,10 +128,10 @@ impl Engine {
     }
 }
 
-/// Checks the size that was asked for.
-pub(crate) fn disk_size(bytes: u64) -> Result<Bytes, Failure> {
-    match Bytes(bytes) {
-        Bytes(0) => Ok(DEFAULT_SIZE),
+/// Checks the size that was asked for; 0 asks for the default.
+pub(crate) fn disk_size(wanted: u64, default: Bytes) -> Result<Bytes, Failure> {
+    let size = if wanted == 0 { default } else { Bytes(wanted) };
+    match size {
         size if size < SMALLEST => Err(Failure::new(
             ErrorCode::InvalidArgument,
             format!("a disk of {size} is too small; at least {SMALLEST}"),
@@ -272,7 +275,7 @@ impl Job {
 
     /// A base is named by the archive; by the size of its file system too when that is not the usual one.
     fn base_name(&self, digest: &str) -> String {
-        if self.size == DEFAULT_SIZE {
+        if self.size == UNMENTIONED_SIZE {
             digest.to_owned()
         } else {
             format!("{digest}-{}", self.size.0)

@@ -3,7 +3,7 @@
 use std::{error::Error as _, io, sync::Arc};
 
 use hostel_image::{BootstrapError, BootstrapSpec, Source, bootstrap};
-use hostel_model::{ErrorCode, Failure};
+use hostel_model::{Bytes, ErrorCode, Failure};
 use hostel_proto::v1;
 use hostel_rootfs::ReadError;
 
@@ -22,6 +22,7 @@ impl Engine {
         self: &Arc<Self>,
         request: v1::InstallRequest,
         mirror: Option<String>,
+        default_size: Bytes,
         sink: &TaskSink,
     ) -> Result<(), Failure> {
         let _working = self.work();
@@ -38,7 +39,7 @@ impl Engine {
         let job = Job {
             registry: Arc::clone(&self.registry),
             reservation: self.registry.reserve(name).map_err(|e| e.failure())?,
-            size: disk_size(0)?,
+            size: disk_size(0, default_size)?,
             source: source.to_string(),
             set_default: request.set_default,
             sink: sink.clone(),

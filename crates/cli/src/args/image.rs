@@ -23,7 +23,7 @@ pub(crate) struct ImportArgs {
     /// Archive, or `-` for standard input
     #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: PathBuf,
-    /// Most the disk may grow to, such as 256GB [default: the daemon's, 1TB; space is taken as it is used]
+    /// Most the disk may grow to, such as 256GB [default: defaultVhdSize of the configuration, else 256GB; space is taken as it is used]
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_size: Option<Bytes>,
     /// Make it the default distribution

@@ -148,9 +148,10 @@ impl Hostel for Service {
 
     async fn import(&self, request: Request<v1::ImportRequest>) -> Answer<Self::ImportStream> {
         let engine = Arc::clone(&self.engine);
+        let size = self.backend.default_disk_size();
         let request = request.into_inner();
         Ok(Response::new(task(|sink| async move {
-            engine.import(request, &sink).await
+            engine.import(request, size, &sink).await
         })))
     }
 
@@ -165,9 +166,10 @@ impl Hostel for Service {
     async fn install(&self, request: Request<v1::InstallRequest>) -> Answer<Self::InstallStream> {
         let engine = Arc::clone(&self.engine);
         let mirror = self.backend.debian_mirror();
+        let size = self.backend.default_disk_size();
         let request = request.into_inner();
         Ok(Response::new(task(|sink| async move {
-            engine.install(request, mirror, &sink).await
+            engine.install(request, mirror, size, &sink).await
         })))
     }
 

@@ -141,6 +141,12 @@ impl VmBackend {
         self.read_conf().ok()?.0.hostel.debian_mirror
     }
 
+    /// Returns how large the configuration lets the disk of a new distribution grow. Blocks for a moment.
+    pub fn default_disk_size(&self) -> Bytes {
+        let conf = self.read_conf().map(|(conf, _)| conf);
+        conf.unwrap_or_default().wsl2.default_vhd_size
+    }
+
     /// Returns the network that the next VM gets.
     pub fn network_plan(&self) -> v1::NetworkStatus {
         let mut status = network::plan(&self.registry, &MachineConf::default())
@@ -246,6 +252,16 @@ impl VmBackend {
             warnings.push(format!(
                 "the setting `processors` asks for more than the host's {host_cpus}; the VM gets {cpus}"
             ));
+        }
+        for (set, key) in [
+            (conf.wsl2.kernel.is_some(), "kernel"),
+            (conf.wsl2.kernel_modules.is_some(), "kernelModules"),
+        ] {
+            if set {
+                warnings.push(format!(
+                    "the setting `{key}` is not followed; install that kernel: hostel kernel install FILE --modules DIR"
+                ));
+            }
         }
         if conf.wsl2.memory.is_some_and(|wanted| wanted > total) {
             warnings.push(format!(

@@ -59,6 +59,6 @@ pub(crate) fn home() -> &'static Home {
 pub(crate) fn close() {
     if let Some(home) = HOME.get() {
         home.run(&["shutdown"]).ok();
-        home.close().expect("nothing is left of the shared home");
+        home.remove().expect("nothing is left of the shared home");
     }
 }

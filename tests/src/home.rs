@@ -188,6 +188,13 @@ impl Home {
         });
         left.with_context(|| format!("left: {:?}", self.all_pids()))
     }
+
+    /// Closes the home and removes its files; for one that lives in a static and is never dropped.
+    pub fn remove(&self) -> Result<()> {
+        self.close()?;
+        fs_err::remove_dir_all(self.dir.path())?;
+        Ok(())
+    }
 }
 
 impl Drop for Home {

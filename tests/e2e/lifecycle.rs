@@ -2,7 +2,7 @@
 
 use hostel_tests::{
     home::Home,
-    run::{DEADLINE, host},
+    run::{DEADLINE, host, until},
 };
 
 use crate::shared::small;
@@ -141,7 +141,9 @@ fn start_stop_restart_and_shutdown() {
 
 /// END-2 and END-3 on purpose otherwise: a process keeps its distribution, a client need not.
 fn an_idle_distribution_stops_and_a_busy_one_stays() {
-    let home = Home::with_kernel().unwrap();
+    let home = Home::with_kernel()
+        .unwrap()
+        .env("HOSTEL_DAEMON_IDLE_MS", "1000");
     fs_err::write(
         home.config(),
         "[wsl2]\nmemory=1GB\nvmIdleTimeout=1000\n[general]\ninstanceIdleTimeout=1000\n",
@@ -157,16 +159,22 @@ fn an_idle_distribution_stops_and_a_busy_one_stays() {
             .unwrap()
             .to_owned()
     };
-    hostel_tests::run::until("the idle one stops", DEADLINE, || {
+    until("the idle one stops", DEADLINE, || {
         (state("idle") == "stopped").then_some(())
     })
     .unwrap();
     assert_eq!(state("busy"), "running");
     home.sh("busy", "pkill sleep || killall sleep").ok();
-    hostel_tests::run::until("the VM goes off", DEADLINE, || {
+    until("the VM goes off", DEADLINE, || {
         home.qemu_pids().is_empty().then_some(())
     })
     .unwrap();
+    // Then nothing keeps the daemon, and it leaves no socket behind.
+    until("the daemon leaves", DEADLINE, || {
+        home.daemon_pid().is_none().then_some(())
+    })
+    .unwrap();
+    assert!(!home.runtime().join("api.sock").exists());
 }
 
 /// Everything works without root: import, VM, commands, export.

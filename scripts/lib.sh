@@ -105,6 +105,7 @@ want_for_tests() {
     if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then
         missing+=(busybox-static)
     fi
+    want bzip2 bzip2
     want e2fsprogs mke2fs
     want acl setfacl
     want attr setfattr

@@ -225,6 +225,7 @@ impl Engine {
             domain: String::new(),
             default_user: record.default_user.clone(),
             env: Vec::new(),
+            room: None,
         };
         let answer = tokio::time::timeout(time, agent.start_distro(request)).await;
         let failure = match answer {

@@ -5,6 +5,7 @@
 
 mod bytes;
 mod failure;
+pub mod firewall;
 mod id;
 mod name;
 mod paths;

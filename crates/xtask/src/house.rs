@@ -7,11 +7,20 @@ use anyhow::{Context as _, Result, bail};
 use crate::run::{cargo, metadata, output, root};
 
 /// Who stands where; a crate uses only what stands lower. Equal is not lower: mechanisms do not know each other.
-const LAYERS: [(u8, &[&str]); 5] = [
+const LAYERS: [(u8, &[&str]); 6] = [
     (0, &["hostel-model"]),
-    (1, &["hostel-wslconf", "hostel-proto", "hostel-sys"]),
     (
-        2,
+        1,
+        &[
+            "hostel-wslconf",
+            "hostel-proto",
+            "hostel-sys",
+            "hostel-netlink",
+        ],
+    ),
+    (2, &["hostel-bridge"]),
+    (
+        3,
         &[
             "hostel-instance",
             "hostel-rootfs",
@@ -21,11 +30,12 @@ const LAYERS: [(u8, &[&str]); 5] = [
             "hostel-vsock",
             "hostel-switch",
             "hostel-relay",
+            "hostel-dns",
             "hostel-image",
         ],
     ),
-    (3, &["hostel-engine"]),
-    (4, &["hostel-cli", "hostel-daemon", "hostel-guest-init"]),
+    (4, &["hostel-engine"]),
+    (5, &["hostel-cli", "hostel-daemon", "hostel-guest-init"]),
 ];
 
 /// Beside the tree: nothing that ships uses them, except in tests.

@@ -678,6 +678,32 @@ impl Hostel for Service {
         self.note("kernel-use", &request);
         Ok(Response::new(v1::Empty {}))
     }
+    type PortsStream = Events<v1::PortsReply>;
+
+    async fn network(&self, _: Request<v1::NetworkRequest>) -> Answer<v1::NetworkReply> {
+        Err(Status::unimplemented("network"))
+    }
+
+    async fn network_set(&self, _: Request<v1::NetworkSetRequest>) -> Answer<v1::NetworkReply> {
+        Err(Status::unimplemented("network"))
+    }
+
+    async fn firewall(&self, _: Request<v1::FirewallRequest>) -> Answer<v1::FirewallReply> {
+        Err(Status::unimplemented("firewall"))
+    }
+
+    async fn ports(&self, _: Request<v1::PortsRequest>) -> Answer<Self::PortsStream> {
+        Err(Status::unimplemented("ports"))
+    }
+
+    async fn port_policy(&self, _: Request<v1::PortPolicyRequest>) -> Answer<v1::PortPolicyReply> {
+        Err(Status::unimplemented("ports"))
+    }
+
+    async fn manage(&self, _: Request<v1::ManageRequest>) -> Answer<v1::ManageReply> {
+        Err(Status::unimplemented("manage"))
+    }
+
     type LogsStream = Events<v1::LogChunk>;
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {
         self.note("logs", &request);

@@ -83,6 +83,9 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, F
             address: guest.address.to_string(),
             mac: guest.mac.to_string(),
             dns: servers.clone(),
+            mode: "nat".to_owned(),
+            mtu: guest.mtu,
+            ..v1::NetworkStatus::default()
         },
         guest: Some(v1::GuestNetwork {
             address: guest.address.to_string(),
@@ -91,7 +94,8 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, F
             mac: guest.mac.to_string(),
             mtu: guest.mtu,
             dns: servers,
-            search: Vec::new(),
+            generate_resolv_conf: true,
+            ..v1::GuestNetwork::default()
         }),
         nic: Some(Nic {
             mac: guest.mac.to_string(),

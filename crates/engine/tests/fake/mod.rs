@@ -253,6 +253,26 @@ impl Agent for FakeAgent {
     type ExecStream = SessionStream;
     type AttachStream = SessionStream;
     type WatchStream = ReceiverStream<Result<v1::AgentEvent, Status>>;
+    type WatchPortsStream = ReceiverStream<Result<v1::PortsChanged, Status>>;
+    type DnsStream = ReceiverStream<Result<v1::DnsQuery, Status>>;
+
+    async fn watch_ports(
+        &self,
+        _: Request<v1::WatchPortsRequest>,
+    ) -> Result<Response<Self::WatchPortsStream>, Status> {
+        Err(Status::unimplemented("ports"))
+    }
+
+    async fn connect(&self, _: Request<v1::ConnectRequest>) -> Result<Response<v1::Empty>, Status> {
+        Err(Status::unimplemented("connect"))
+    }
+
+    async fn dns(
+        &self,
+        _: Request<tonic::Streaming<v1::DnsAnswer>>,
+    ) -> Result<Response<Self::DnsStream>, Status> {
+        Err(Status::unimplemented("dns"))
+    }
 
     async fn greet(
         &self,

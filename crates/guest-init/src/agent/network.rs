@@ -167,6 +167,7 @@ mod tests {
             mtu: 0,
             dns: vec![],
             search: vec![],
+            ..GuestNetwork::default()
         }
     }
 

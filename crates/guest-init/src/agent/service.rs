@@ -60,6 +60,8 @@ impl agent_server::Agent for Service {
     type ExecStream = EventStream<v1::SessionEvent>;
     type AttachStream = EventStream<v1::SessionEvent>;
     type WatchStream = EventStream<v1::AgentEvent>;
+    type WatchPortsStream = EventStream<v1::PortsChanged>;
+    type DnsStream = EventStream<v1::DnsQuery>;
 
     async fn greet(&self, _: Request<v1::AgentGreetRequest>) -> Answer<v1::AgentGreetReply> {
         answer(Ok(v1::AgentGreetReply {
@@ -192,6 +194,21 @@ impl agent_server::Agent for Service {
             Err(lost) => Err(Status::data_loss(lost.to_string())),
         });
         answer(Ok(Box::pin(stream) as EventStream<_>))
+    }
+
+    async fn watch_ports(
+        &self,
+        _: Request<v1::WatchPortsRequest>,
+    ) -> Answer<Self::WatchPortsStream> {
+        Err(Status::unimplemented("ports"))
+    }
+
+    async fn connect(&self, _: Request<v1::ConnectRequest>) -> Answer<v1::Empty> {
+        Err(Status::unimplemented("connect"))
+    }
+
+    async fn dns(&self, _: Request<tonic::Streaming<v1::DnsAnswer>>) -> Answer<Self::DnsStream> {
+        Err(Status::unimplemented("dns"))
     }
 
     async fn memory(&self, _: Request<v1::MemoryRequest>) -> Answer<v1::MemoryReply> {

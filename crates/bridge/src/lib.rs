@@ -1,0 +1,6 @@
+//! The end of the network that needs rights: bridge, tap and nf_tables, held by the program `hostel-net` for as long as its
+//! socket is open.
+//!
+//! The library is the protocol and its client, the program the server. As root it works on the host's own network, else
+//! inside a user and network namespace that it makes. Not for: choosing addresses or backends, anything but the network.
+//! Stands between the foundations and the mechanisms.

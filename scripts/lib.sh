@@ -97,6 +97,8 @@ want_for_running() {
     want mmdebstrap mmdebstrap
     want debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp
     want uidmap newuidmap
+    # The way out of the rootless network; without it the VM has QEMU's slower one.
+    want passt pasta
 }
 
 # want_for_tests: what the tests compare with.
@@ -111,6 +113,8 @@ want_for_tests() {
     want attr setfattr
     want libcap2-bin setcap
     want iproute2 ip
+    want nftables nft
+    want iputils-ping ping
     want kmod modprobe
     want util-linux unshare
 }

@@ -30,7 +30,7 @@ impl Profile {
     }
 }
 
-/// Builds `hostel`, `hosteld` and `hostel-init` into one directory, which is returned.
+/// Builds `hostel`, `hosteld`, `hostel-net` and `hostel-init` into one directory, which is returned.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     let mut host = cargo(&[
         "build",
@@ -38,11 +38,13 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
         "hostel-cli",
         "--package",
         "hostel-daemon",
+        "--package",
+        "hostel-bridge",
     ]);
     if profile == Profile::Release {
         host.arg("--release");
     }
-    step("build hostel and hosteld", &mut host, BUILD_LIMIT)?;
+    step("build hostel, hosteld and hostel-net", &mut host, BUILD_LIMIT)?;
 
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     // With a target, also when it is the host's: without, the flags would apply to procedural macros, which cannot be
@@ -78,7 +80,7 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     copy.persist(&to)
         .with_context(|| format!("cannot write {}", to.display()))?;
     eprintln!(
-        "── built: {0}/hostel, {0}/hosteld, {0}/hostel-init",
+        "── built: {0}/hostel, {0}/hosteld, {0}/hostel-net, {0}/hostel-init",
         dir.display()
     );
     Ok(dir)

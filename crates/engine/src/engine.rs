@@ -268,6 +268,7 @@ impl Engine {
                 .and_then(|l| l.started)
                 .map_or(0, |s| s.elapsed().as_millis() as u64),
             source: record.source.clone(),
+            ..v1::Distro::default()
         }
     }
 

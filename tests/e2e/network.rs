@@ -1,6 +1,6 @@
 //! Reaching outside through the network's first form.
 
-use hostel_tests::world::{INTERNET, INTERNET_NAME, internet::PAGE};
+use hostel_tests::world::{INTERNET, INTERNET_NAME, servers::PAGE};
 
 use crate::shared::{DEBIAN_12, SMALL, home};
 

@@ -17,6 +17,12 @@ const INSIDE: &str = "HOSTEL_TEST_WORLD";
 /// The address of the made-up internet.
 pub const INTERNET: &str = "203.0.113.10";
 
+/// Its IPv6 address.
+pub const INTERNET_V6: &str = "2001:db8:2::10";
+
+/// The address of the host's uplink in the made-up world.
+pub const UPLINK: &str = "203.0.113.1";
+
 /// The name that the made-up internet's DNS server knows.
 pub const INTERNET_NAME: &str = "www.example.test";
 
@@ -88,19 +94,25 @@ fn build() -> Result<()> {
     ip(&["link", "add", "up0", "type", "veth", "peer", "name", "net0"])?;
     let internet = crate::world::internet::start()?;
     ip(&["link", "set", "net0", "netns", &internet.to_string()])?;
-    ip(&["addr", "add", "203.0.113.1/24", "dev", "up0"])?;
+    ip(&["addr", "add", &format!("{UPLINK}/24"), "dev", "up0"])?;
+    // Without duplicate address detection the address can be used at once.
+    ip(&["addr", "add", "2001:db8:2::1/64", "dev", "up0", "nodad"])?;
     ip(&["link", "set", "up0", "up"])?;
-    ip(&["route", "add", "default", "via", INTERNET])?;
     let pid = internet.to_string();
     for args in [
         &["link", "set", "lo", "up"][..],
         &["addr", "add", "203.0.113.10/24", "dev", "net0"],
+        &["addr", "add", "2001:db8:2::10/64", "dev", "net0", "nodad"],
         &["link", "set", "net0", "up"],
+        // A neighbour who knows that our guests are behind us, and tries.
+        &["route", "add", "172.16.0.0/12", "via", UPLINK],
     ] {
         let mut all = vec!["-t", &pid, "-n", "ip"];
         all.extend_from_slice(args);
         host("nsenter", &all)?.ok();
     }
+    ip(&["route", "add", "default", "via", INTERNET])?;
+    ip(&["-6", "route", "add", "default", "via", INTERNET_V6])?;
     let conf = tempfile::NamedTempFile::new()?;
     fs_err::write(conf.path(), format!("nameserver {INTERNET}\n"))?;
     host(
@@ -121,4 +133,6 @@ fn ip(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+pub mod dns;
 pub mod internet;
+pub mod servers;

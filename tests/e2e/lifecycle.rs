@@ -180,52 +180,19 @@ fn an_idle_distribution_stops_and_a_busy_one_stays() {
 /// Everything works without root: import, VM, commands, export.
 fn an_ordinary_user_needs_no_rights() {
     const USER: u32 = 12_345;
-    let home = Home::with_kernel().unwrap();
-    // The programs may lie where only root can go.
-    let programs = home.scratch("bin");
-    fs_err::create_dir(&programs).unwrap();
-    for name in ["hostel", "hosteld", "hostel-init"] {
-        fs_err::copy(hostel_tests::world::program(name), programs.join(name)).unwrap();
-    }
-    let archive = home.scratch("small.tar");
-    fs_err::copy(small(), &archive).unwrap();
-    let place = home.scratch("");
-    host(
-        "chown",
-        &["-R", &format!("{USER}:{USER}"), place.to_str().unwrap()],
-    )
-    .unwrap()
-    .ok();
-    let run = |args: &[&str]| {
-        let mut command = std::process::Command::new("setpriv");
-        command.args([
-            "--reuid",
-            &USER.to_string(),
-            "--regid",
-            &USER.to_string(),
-            "--clear-groups",
-        ]);
-        command.arg(programs.join("hostel")).args(args);
-        home.prepare(&mut command);
-        command.env("HOME", &place);
-        let running = hostel_tests::run::Running::start(&mut command, None).unwrap();
-        running.wait(DEADLINE).unwrap()
-    };
-    run(&["import", "d", archive.to_str().unwrap()]).ok();
+    let home = Home::with_kernel().unwrap().owned_by(USER).unwrap();
+    home.import("d", &small());
     // Root inside, nobody outside.
-    assert_eq!(
-        run(&["-d", "d", "--", "id -u; stat -c %u /bin/busybox"]).ok(),
-        "0\n0"
-    );
+    assert_eq!(home.sh("d", "id -u; stat -c %u /bin/busybox").ok(), "0\n0");
     let qemu = home.qemu_pids();
     let owner = host("stat", &["-c", "%u", &format!("/proc/{}", qemu[0])])
         .unwrap()
         .ok();
     assert_eq!(owner, USER.to_string());
     let out = home.scratch("out.tar");
-    run(&["export", "d", out.to_str().unwrap()]).ok();
+    home.run(&["export", "d", out.to_str().unwrap()]).ok();
     assert!(fs_err::metadata(&out).unwrap().len() > 1_000_000);
-    run(&["shutdown"]).ok();
+    home.run(&["shutdown"]).ok();
 }
 
 fn help_manual_and_completions_are_complete() {

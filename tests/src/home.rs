@@ -16,7 +16,12 @@ use crate::run::{DEADLINE, Output, Running, until};
 pub struct Home {
     dir: tempfile::TempDir,
     env: Vec<(String, String)>,
+    /// Who uses it; `None`: who runs the tests.
+    user: Option<u32>,
 }
+
+/// The programs that Hostel consists of.
+const PROGRAMS: [&str; 4] = ["hostel", "hosteld", "hostel-net", "hostel-init"];
 
 impl Home {
     /// Makes an empty home. The path is short, because unix sockets live in it.
@@ -35,6 +40,7 @@ impl Home {
         Ok(Self {
             dir,
             env: Vec::new(),
+            user: None,
         })
     }
 
@@ -43,6 +49,40 @@ impl Home {
         let home = Self::new()?;
         home.adopt_kernel(&crate::world::kernel_store()?)?;
         Ok(home)
+    }
+
+    /// Gives this home, and copies of the programs, to an ordinary user without any right; commands run as that user.
+    ///
+    /// What else the user needs to read is copied with [`lend`](Self::lend).
+    pub fn owned_by(mut self, user: u32) -> Result<Self> {
+        // The built programs may lie where only root can go.
+        fs_err::create_dir(self.scratch("bin"))?;
+        for name in PROGRAMS {
+            fs_err::copy(crate::world::program(name), self.scratch("bin").join(name))?;
+        }
+        self.user = Some(user);
+        self.give(self.dir.path())?;
+        Ok(self)
+    }
+
+    /// Returns a path under which the user of this home can read a file.
+    pub fn lend(&self, file: &Path) -> Result<PathBuf> {
+        if self.user.is_none() {
+            return Ok(file.to_owned());
+        }
+        let copy = self.scratch(&file.file_name().unwrap_or_default().to_string_lossy());
+        fs_err::copy(file, &copy)?;
+        self.give(&copy)?;
+        Ok(copy)
+    }
+
+    fn give(&self, path: &Path) -> Result<()> {
+        let owner = self
+            .user
+            .map_or(String::new(), |user| format!("{user}:{user}"));
+        let args = [OsStr::new("-R"), OsStr::new(&owner), path.as_os_str()];
+        crate::run::host("chown", &args)?.ok();
+        Ok(())
     }
 
     /// Copies an installed kernel store into this home.
@@ -83,7 +123,17 @@ impl Home {
 
     /// Prepares `hostel` with arguments, in this home.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(crate::world::program("hostel"));
+        let mut command = if let Some(user) = self.user {
+            let id = user.to_string();
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+                .arg(self.scratch("bin/hostel"))
+                .env("HOME", self.dir.path());
+            command
+        } else {
+            Command::new(crate::world::program("hostel"))
+        };
         command.args(args);
         self.prepare(&mut command);
         command
@@ -98,6 +148,16 @@ impl Home {
             .env_remove("WSLENV")
             .env("TERM", "xterm-256color")
             .envs(self.env.iter().map(|(n, v)| (n, v)));
+    }
+
+    /// Adds a line to a section of the configuration, which holds from the next start of the VM on.
+    pub fn configure(&self, section: &str, line: &str) {
+        use std::io::Write as _;
+        let mut file = fs_err::OpenOptions::new()
+            .append(true)
+            .open(self.config())
+            .expect("the configuration is there");
+        writeln!(file, "[{section}]\n{line}").expect("the configuration can be written");
     }
 
     /// Runs `hostel` to its end.
@@ -135,6 +195,7 @@ impl Home {
 
     /// Imports an archive under a name.
     pub fn import(&self, name: &str, archive: &Path) {
+        let archive = self.lend(archive).expect("the archive can be copied");
         self.run(&[OsStr::new("import"), OsStr::new(name), archive.as_os_str()])
             .ok();
     }

@@ -187,6 +187,8 @@ impl Job {
             default_user: String::new(),
             source: self.source,
             disk_limit: base.file.size,
+            network: crate::state::Setting::default(),
+            address: crate::state::Setting::default(),
         };
         fs_err::File::open(&disk)
             .and_then(|f| f.sync_all())

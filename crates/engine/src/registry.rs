@@ -189,6 +189,10 @@ impl Registry {
         if made_again {
             state::store(&path, &file)?;
         }
+        opened.warnings.extend(file.problems());
+        opened
+            .warnings
+            .extend(swept.distros.iter().flat_map(DistroFile::problems));
         let inner = Inner {
             file,
             distros: swept.distros,
@@ -519,6 +523,8 @@ pub(crate) fn test_record(name: &str, base: &str, created: u64) -> DistroFile {
         default_user: String::new(),
         source: "x.tar".to_owned(),
         disk_limit: 1 << 30,
+        network: state::Setting::default(),
+        address: state::Setting::default(),
     }
 }
 

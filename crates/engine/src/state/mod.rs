@@ -4,6 +4,8 @@
 //! reported by name and left where it is.
 
 mod files;
+mod rules;
+mod setting;
 mod sweep;
 
 use std::{
@@ -14,6 +16,10 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use files::{BaseFile, DistroFile, OsInfo, RegistryFile};
+pub use rules::{
+    FirewallRules, MAX_RULES, NetworkKind, Placement, PortRule, PortRules, RulesError, Transport,
+};
+pub use setting::Setting;
 pub use sweep::{SweepReport, sweep};
 
 /// The largest state file that is read, in bytes.

@@ -543,6 +543,8 @@ pub(crate) fn register(registry: &Arc<Registry>, name: &str, created: u64) -> St
         default_user: String::new(),
         source: "test".to_owned(),
         disk_limit: 1 << 30,
+        network: hostel_engine::state::Setting::default(),
+        address: hostel_engine::state::Setting::default(),
     };
     let dir = registry.layout().distro_partial(record.id);
     fs_err::create_dir(&dir).unwrap();

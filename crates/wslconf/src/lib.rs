@@ -21,8 +21,8 @@ pub use edit::{EditError, remove, set};
 pub use host::{HostEntriesTooLarge, clean_hostname, host_entries, hosts_text, resolv_conf_text};
 pub use ini::FileKind;
 pub use machine::{
-    Accel, AutoMemoryReclaim, Experimental, General, HostelSection, MacAddress, MachineConf,
-    NetworkingMode, Wsl2,
+    Accel, AutoMemoryReclaim, Experimental, General, HostNames, HostelSection, Ipv6, MacAddress,
+    MachineConf, NetworkBackend, NetworkingMode, Wsl2,
 };
 pub use warning::{Level, Problem, Warning};
 pub use wsl::{

@@ -1,6 +1,13 @@
 //! `.wslconfig` and `hostel.conf`: what holds for the whole machine.
 
-use std::{fmt, net::Ipv4Addr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use hostel_model::Bytes;
 use serde::Serialize;
@@ -189,12 +196,36 @@ impl Default for Experimental {
 }
 
 /// `[hostel]`: keys of our own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostelSection {
     /// `accel`: what runs the guest's code.
     pub accel: Accel,
     /// `debianMirror`: where Debian is bootstrapped from; `None`: what the host's apt uses.
     pub debian_mirror: Option<String>,
+    /// `network`: how the VM is connected.
+    pub network: NetworkBackend,
+    /// `ipv6`: whether the VM gets IPv6 addresses beyond link-local ones.
+    pub ipv6: Ipv6,
+    /// `relayListen`: the host's addresses on which the guest's ports appear.
+    pub relay_listen: Vec<IpAddr>,
+    /// `udpPorts`: the UDP ports of the guest that appear on the host; TCP ports appear by themselves. Sorted, each once.
+    pub udp_ports: Vec<u16>,
+    /// `hostNames`: how the host itself learns the names of the distributions.
+    pub host_names: HostNames,
+}
+
+impl Default for HostelSection {
+    fn default() -> Self {
+        Self {
+            accel: Accel::default(),
+            debian_mirror: None,
+            network: NetworkBackend::default(),
+            ipv6: Ipv6::default(),
+            relay_listen: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            udp_ports: Vec::new(),
+            host_names: HostNames::default(),
+        }
+    }
 }
 
 /// What runs the guest's code.
@@ -208,6 +239,49 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator.
     Tcg,
+}
+
+/// How the VM is connected to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkBackend {
+    /// The first of the others, in their order, that works.
+    #[default]
+    Auto,
+    /// A bridge and a tap on the host.
+    Root,
+    /// The same in a namespace of the user's own, with pasta as the way out.
+    Rootless,
+    /// A passt process.
+    Passt,
+    /// QEMU's own user-mode network.
+    Slirp,
+}
+
+/// Whether the VM gets IPv6 addresses beyond link-local ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ipv6 {
+    /// When the host has a global address itself.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How the host itself learns the names of the distributions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNames {
+    /// Not at all.
+    #[default]
+    Off,
+    /// systemd-resolved asks the gateway for them.
+    Resolved,
+    /// They stand in the host's `/etc/hosts`.
+    Hosts,
 }
 
 /// How the machine is connected.
@@ -456,11 +530,17 @@ impl MachineConf {
             boolean,
         );
         if let Some(entry) = v.entry(&["experimental.dnsTunnelingIpAddress"]) {
-            if let Ok(address) = entry.value.parse() {
+            // An address that every room has on its own `lo`, or that no interface can have, would serve nobody.
+            let fits = |address: &Ipv4Addr| {
+                !(address.is_loopback() || address.is_unspecified())
+                    && !(address.is_multicast() || address.is_broadcast())
+            };
+            if let Some(address) = entry.value.parse().ok().filter(fits) {
                 e.dns_tunneling_ip_address = address;
             } else {
                 conf.wsl2.dns_tunneling = false;
-                let why = "it is an IPv4 address, so DNS tunneling is off".to_owned();
+                let why = "it is an IPv4 address that an interface can have, no loopback one, so DNS tunneling is off"
+                    .to_owned();
                 let problem = Problem::BadValue {
                     key: entry.written.clone(),
                     value: shown(&entry.value),
@@ -474,22 +554,7 @@ impl MachineConf {
             "experimental.initialAutoProxyTimeout",
             millis,
         );
-        if let Some(entry) = v.entry(&["experimental.ignoredPorts"]) {
-            for part in list(&entry.value) {
-                let port = integer(part).ok().and_then(|port| u16::try_from(port).ok());
-                if let Some(port) = port.filter(|port| *port > 0) {
-                    e.ignored_ports.push(port);
-                } else {
-                    let why = "a port is a number from 1 to 65535".to_owned();
-                    let problem = Problem::BadItem {
-                        key: entry.written.clone(),
-                        value: shown(part),
-                        why,
-                    };
-                    v.warn(&entry, v.level(), problem);
-                }
-            }
-        }
+        e.ignored_ports = items(v, "experimental.ignoredPorts", port).unwrap_or_default();
         v.set(
             &mut e.host_address_loopback,
             "experimental.hostAddressLoopback",
@@ -525,6 +590,7 @@ impl MachineConf {
             "hostel.debianMirror",
             mirror,
         );
+        hostel_network(v, &mut conf.hostel);
         (conf, values.finish())
     }
 
@@ -570,6 +636,97 @@ fn mirror(text: &str) -> Result<Option<String>, String> {
         return Ok((!text.is_empty()).then(|| text.to_owned()));
     }
     Err("it is a URL that apt understands".to_owned())
+}
+
+/// The keys of `[hostel]` about the network.
+fn hostel_network(v: &mut Values, hostel: &mut HostelSection) {
+    let network = |text: &str| {
+        use NetworkBackend::{Auto, Passt, Root, Rootless, Slirp};
+        let words = [
+            ("auto", Auto),
+            ("root", Root),
+            ("rootless", Rootless),
+            ("passt", Passt),
+            ("slirp", Slirp),
+        ];
+        word(text, &words)
+    };
+    v.set(&mut hostel.network, "hostel.network", network);
+    let ipv6 = |text: &str| {
+        let words = [("auto", Ipv6::Auto), ("on", Ipv6::On), ("off", Ipv6::Off)];
+        word(text, &words)
+    };
+    v.set(&mut hostel.ipv6, "hostel.ipv6", ipv6);
+    if let Some(addresses) = items(v, "hostel.relayListen", listen_address) {
+        hostel.relay_listen = addresses;
+    }
+    let mut ports: Vec<u16> = items(v, "hostel.udpPorts", ports)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    hostel.udp_ports = ports;
+    let host_names = |text: &str| {
+        use HostNames::{Hosts, Off, Resolved};
+        word(
+            text,
+            &[("off", Off), ("resolved", Resolved), ("hosts", Hosts)],
+        )
+    };
+    v.set(&mut hostel.host_names, "hostel.hostNames", host_names);
+}
+
+/// Returns the good items of a key that holds a list; the others are noted. `None` when the key is not given, or gives
+/// items but no good one.
+fn items<T>(
+    v: &mut Values,
+    key: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Vec<T>> {
+    let entry = v.entry(&[key])?;
+    let mut found = Vec::new();
+    let mut bad = false;
+    for part in list(&entry.value) {
+        match parse(part) {
+            Ok(item) => found.push(item),
+            Err(why) => {
+                bad = true;
+                let problem = Problem::BadItem {
+                    key: entry.written.clone(),
+                    value: shown(part),
+                    why,
+                };
+                v.warn(&entry, v.level(), problem);
+            }
+        }
+    }
+    (!bad || !found.is_empty()).then_some(found)
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let port = integer(text).ok().and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| *port > 0)
+        .ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
+}
+
+/// A port, or a first and a last one with `-` between them.
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first.trim())?, port(last.trim())?);
+    if first > last {
+        return Err("a range begins with the lower port".to_owned());
+    }
+    Ok(first..=last)
+}
+
+fn listen_address(text: &str) -> Result<IpAddr, String> {
+    let address: Result<IpAddr, _> = text.parse();
+    address
+        .ok()
+        .filter(|address| !address.is_multicast() && *address != IpAddr::V4(Ipv4Addr::BROADCAST))
+        .ok_or_else(|| "it is an address of this host, such as `127.0.0.1` or `::1`".to_owned())
 }
 
 fn list(text: &str) -> impl Iterator<Item = &str> {

@@ -1,8 +1,118 @@
 //! What carries the network. The guest sees the same in all of them.
 
-use std::net::Ipv4Addr;
+mod open;
+mod slirp;
 
+use std::{
+    ffi::OsString,
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use hostel_model::firewall::Rule;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+pub use self::{
+    open::{OpenError, open, probe},
+    slirp::Slirp,
+};
 use crate::{MacAddress, NatRecord};
+
+/// The backends, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Bridge, tap and nf_tables on the host's own network.
+    Root,
+    /// The same inside a user and network namespace, with pasta as the way out.
+    Rootless,
+    /// passt behind QEMU's stream socket.
+    Passt,
+    /// QEMU's user-mode network.
+    Slirp,
+}
+
+impl Kind {
+    /// All of them in the order in which they are tried.
+    pub const ALL: [Self; 4] = [Self::Root, Self::Rootless, Self::Passt, Self::Slirp];
+
+    /// Returns the name, as `status` shows it and the configuration takes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Rootless => "rootless",
+            Self::Passt => "passt",
+            Self::Slirp => "slirp",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Not the name of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no network backend; there are root, rootless, passt and slirp")]
+pub struct ParseKindError(String);
+
+impl FromStr for Kind {
+    type Err = ParseKindError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| ParseKindError(text.chars().take(32).collect()))
+    }
+}
+
+/// What a network is opened with.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The addresses; validated.
+    pub record: NatRecord,
+    /// Exactly this backend; `None`: the best that works.
+    pub kind: Option<Kind>,
+    /// Whether the guest gets the record's private IPv6 addresses as well.
+    pub ipv6: bool,
+    /// Whether services that listen on the host's loopback only are open to the guest at the gateway's address.
+    pub host_loopback: bool,
+    /// The largest packet, in bytes; `None`: what fits through every connected interface of the host (NAT-12).
+    pub mtu: Option<u32>,
+    /// Who else than the host may open connections to the guest.
+    pub firewall: Vec<Rule>,
+    /// The program `hostel-net`.
+    pub hostel_net: PathBuf,
+    /// Where other programs are looked for, as `PATH` has it.
+    pub path: OsString,
+}
+
+/// An open network.
+#[derive(Debug)]
+pub struct Opened {
+    /// What carries it.
+    pub backend: Arc<dyn Backend>,
+    /// Every backend that was looked at, in order, the chosen one last.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Whether a backend can be used, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Which.
+    pub kind: Kind,
+    /// Whether it works here.
+    pub usable: bool,
+    /// One clause, lower case.
+    pub reason: String,
+}
 
 /// What the guest is told over the channel; it never asks for an address itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +129,41 @@ pub struct GuestNetwork {
     pub mtu: u32,
     /// Resolvers that this backend gives; the first is asked first.
     pub dns: Vec<Ipv4Addr>,
+    /// Where the guest's loopback is reached from the gateway; `None` where nothing can use it.
+    pub relay_address: Option<Ipv4Addr>,
+    /// Private IPv6 addresses; `None`: link-local only.
+    pub ipv6: Option<GuestIpv6>,
+    /// Distributions with an address of their own leave the VM with the VM's address: the backend knows one address only.
+    pub hide_rooms: bool,
+    /// Where the guest reaches the host; `None` where it cannot.
+    pub host: Option<Ipv4Addr>,
 }
 
-/// What QEMU has to connect the card to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The guest's private IPv6 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestIpv6 {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Length of the prefix.
+    pub prefix: u8,
+    /// Its way out.
+    pub gateway: Ipv6Addr,
+}
+
+/// What QEMU has to connect the card to. Descriptors are handed over.
+#[derive(Debug)]
 pub enum NetdevSpec {
-    /// Its user-mode network.
+    /// A tap whose frames carry a virtio-net header.
+    Tap {
+        /// The tap's queue.
+        fd: OwnedFd,
+    },
+    /// A connected stream socket: each frame after its length, four bytes, big-endian.
+    Stream {
+        /// QEMU's end.
+        fd: OwnedFd,
+    },
+    /// QEMU's user-mode network.
     User {
         /// The subnet, `172.19.128.0/20`.
         net: String,
@@ -34,15 +173,52 @@ pub enum NetdevSpec {
         dhcpstart: Ipv4Addr,
         /// Its resolver.
         dns: Ipv4Addr,
-        /// Whether IPv6 is on as well.
-        ipv6: bool,
+        /// IPv6: the prefix and the gateway.
+        ipv6: Option<(String, Ipv6Addr)>,
+        /// A filter for what the guest sends; `None`: nothing is filtered.
+        filter: Option<FilterSpec>,
     },
 }
 
-/// One way to carry the network.
-pub trait Backend: Send + Sync {
+/// Two connected stream sockets to a filter, in the form of [`NetdevSpec::Stream`].
+#[derive(Debug)]
+pub struct FilterSpec {
+    /// QEMU writes what the guest sent.
+    pub out: OwnedFd,
+    /// QEMU reads what may pass.
+    pub back: OwnedFd,
+}
+
+/// One interface of the host's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// `hostel0`
+    pub name: String,
+    /// `bridge`, `tap`, `pasta`, `passt` or `slirp`.
+    pub kind: String,
+    /// Its card address, if it has one.
+    pub mac: Option<MacAddress>,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// The bridge that it is a port of.
+    pub switch: Option<String>,
+    /// `host`, or the namespace or process it is in.
+    pub place: String,
+}
+
+/// One way to carry the network. Dropping it ends what stands behind it, as [`Backend::close`] does.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Returns which one it is.
+    fn kind(&self) -> Kind;
+
     /// Returns the name `status` shows.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.kind().as_str()
+    }
 
     /// Returns why this one was chosen: one clause, lower case.
     fn reason(&self) -> &str;
@@ -50,93 +226,76 @@ pub trait Backend: Send + Sync {
     /// Returns what the guest is told.
     fn guest(&self) -> GuestNetwork;
 
-    /// Returns what QEMU is told.
-    fn netdev(&self) -> NetdevSpec;
-}
+    /// Returns what QEMU is told. Each call makes a connection of its own; the former one ends.
+    fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>>;
 
-/// QEMU's user-mode network: works for everyone and everywhere, at a fifth to a half of a tap's speed.
-///
-/// Only the VM can open connections; other processes of the host have no route to it. It maps the gateway's address to the
-/// host's loopback and has no switch against that, so services on the host's 127.0.0.1 can be reached from the guest.
-#[derive(Clone, Debug)]
-pub struct Slirp {
-    record: NatRecord,
-    reason: String,
-}
+    /// Tells whether connections to the guest's addresses can be opened with [`Backend::connect`].
+    fn reaches_guest(&self) -> bool;
 
-impl Slirp {
-    /// Takes a validated record, and why no better backend was chosen.
-    pub fn new(record: NatRecord, reason: impl Into<String>) -> Self {
-        Self {
-            record,
-            reason: reason.into(),
-        }
-    }
-}
+    /// Opens a TCP connection to an address of the guest. `Unsupported` where the guest is not reached.
+    fn connect(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
 
-impl Backend for Slirp {
-    fn name(&self) -> &'static str {
-        "slirp"
-    }
+    /// Opens a UDP socket that is connected to an address of the guest. `Unsupported` where the guest is not reached.
+    fn connect_udp(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>>;
 
-    fn reason(&self) -> &str {
-        &self.reason
-    }
+    /// Binds port 53 of the gateway's address, for a resolver; `None` where the gateway's address is not ours.
+    fn gateway_dns(&self) -> BoxFuture<'_, io::Result<Option<(UdpSocket, TcpListener)>>>;
 
-    fn guest(&self) -> GuestNetwork {
-        GuestNetwork {
-            address: self.record.address,
-            prefix: self.record.subnet.bits(),
-            gateway: self.record.gateway,
-            mac: self.record.mac,
-            mtu: 1500,
-            dns: vec![self.record.resolver()],
-        }
-    }
+    /// Replaces the firewall's rules, all at once. A success where nothing can come in anyhow.
+    fn set_firewall(&self, rules: Vec<Rule>) -> BoxFuture<'_, io::Result<()>>;
 
-    fn netdev(&self) -> NetdevSpec {
-        NetdevSpec::User {
-            net: self.record.subnet.to_string(),
-            host: self.record.gateway,
-            dhcpstart: self.record.address,
-            dns: self.record.resolver(),
-            // The host may have no IPv6, and slirp would announce it all the same: every connection would first wait.
-            ipv6: false,
-        }
-    }
+    /// Returns what one sees of it on the host.
+    fn adapters(&self) -> Vec<Adapter>;
+
+    /// Returns what is and what is not reachable: plain sentences.
+    fn reach(&self) -> Vec<String>;
+
+    /// Returns what somebody should do about rules of others that are in the way.
+    fn advice(&self) -> Vec<String>;
+
+    /// Waits until something that stands behind the present connection has died, and tells what. Cancel safe.
+    fn ended(&self) -> BoxFuture<'_, String>;
+
+    /// Takes everything away and waits until it is gone. May be called again.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
+    pub(crate) fn wanted() -> Wanted {
+        Wanted {
+            record: NatRecord::choose("7f1c", "hostel", &[]).unwrap(),
+            kind: None,
+            ipv6: false,
+            host_loopback: false,
+            mtu: None,
+            firewall: Vec::new(),
+            hostel_net: "/nonexistent/hostel-net".into(),
+            path: "/nonexistent".into(),
+        }
+    }
+
     #[test]
-    fn guest_and_qemu_are_told_the_same() {
-        let record = NatRecord::choose("7f1c", "hostel", &[]).unwrap();
-        let backend: Box<dyn Backend> =
-            Box::new(Slirp::new(record, "the only backend of this release"));
-        let guest = backend.guest();
-        assert_eq!(
-            (guest.address.to_string().as_str(), guest.prefix),
-            ("172.19.132.144", 20)
-        );
-        assert_eq!(
-            (backend.name(), backend.reason()),
-            ("slirp", "the only backend of this release")
-        );
-        let NetdevSpec::User {
-            net,
-            host,
-            dhcpstart,
-            dns,
-            ipv6,
-        } = backend.netdev();
-        assert_eq!(net, "172.19.128.0/20");
-        assert_eq!(
-            (host, dhcpstart, ipv6),
-            (guest.gateway, guest.address, false)
-        );
-        assert_eq!(guest.dns, [dns]);
-        assert_ne!(dns, host, "slirp refuses one address for both");
+    fn names_of_backends_are_read_back() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("auto".parse::<Kind>().is_err());
+    }
+
+    #[tokio::test]
+    async fn without_programs_slirp_is_left() {
+        let opened = open(&wanted()).await.unwrap();
+        assert_eq!(opened.backend.kind(), Kind::Slirp);
+        assert_eq!(opened.verdicts.len(), 4);
+        let error = open(&Wanted {
+            kind: Some(Kind::Passt),
+            ..wanted()
+        })
+        .await
+        .unwrap_err();
+        assert!(error.to_string().contains("passt: "), "{error}");
     }
 }

@@ -1,15 +1,17 @@
 //! The network between host and VM: which subnet and addresses are used, kept for ever once chosen, and the backends that
 //! can carry it. The guest sees the same addresses with every backend.
 //!
-//! Not for: QEMU's command line, reading or changing anything of the host (texts of `/proc` come from outside), relaying
-//! ports. A mechanism. This first form has one backend, QEMU's user-mode network; it is pure.
+//! Not for: QEMU's command line, changing anything of the host itself (that is `hostel-net`'s), relaying ports. A mechanism.
 
 mod backend;
 mod nat;
 mod prefix;
 
 pub use self::{
-    backend::{Backend, GuestNetwork, NetdevSpec, Slirp},
+    backend::{
+        Adapter, Backend, FilterSpec, GuestIpv6, GuestNetwork, Kind, NetdevSpec, OpenError, Opened,
+        ParseKindError, Slirp, Verdict, Wanted, open, probe,
+    },
     nat::{MacAddress, NatError, NatRecord, NoFreeSubnet, ParseMacError},
     prefix::{ParsePrefixError, Prefix, host_prefixes},
 };

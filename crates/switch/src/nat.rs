@@ -1,6 +1,10 @@
 //! The record of the VM's network: chosen once, stored, and asked for again at every start (NAT-3, NAT-4).
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use crate::Prefix;
 
@@ -16,6 +20,13 @@ const GATEWAY: u32 = 1;
 const GUEST: u32 = 4 * 256 + 144;
 /// Offset of the resolver that the user-mode network brings.
 const RESOLVER: u32 = 53;
+
+/// FNV-1a: well spread and the same in every build, which the hasher of the standard library does not promise.
+fn stable_hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
 
 /// The address of a network card.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -34,10 +45,7 @@ impl MacAddress {
     ///
     /// 52:54 marks it as locally administered, as virtual machines use it; 32 bits come from the id.
     pub fn from_id(id: &str) -> Self {
-        // FNV-1a: well spread and the same in every build, which the hasher of the standard library does not promise.
-        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = stable_hash(id.as_bytes());
         let [a, b, c, d] = ((hash >> 32) as u32 ^ hash as u32).to_be_bytes();
         Self([0x52, 0x54, a, b, c, d])
     }
@@ -206,6 +214,27 @@ impl NatRecord {
             return Err(NatError::Twice(self.address));
         }
         Ok(())
+    }
+
+    /// Returns the private IPv6 network, a /64 that comes from the id (RFC 4193).
+    pub fn ipv6_network(&self) -> Ipv6Addr {
+        let hash = u128::from(stable_hash(format!("{} ipv6", self.id).as_bytes()) >> 24);
+        Ipv6Addr::from_bits((0xfd << 120) | (hash << 80))
+    }
+
+    /// Returns the host's address in it.
+    pub fn ipv6_gateway(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.ipv6_network().to_bits() | 1)
+    }
+
+    /// Returns the VM's address in it.
+    pub fn ipv6_address(&self) -> Ipv6Addr {
+        self.ipv6_of(self.address)
+    }
+
+    /// Returns the address in it that goes with an IPv4 address.
+    pub fn ipv6_of(&self, address: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.ipv6_network().to_bits() | u128::from(address.to_bits()))
     }
 
     /// Returns the address of the resolver that a user-mode network puts into the subnet: .53, or the next one when the

@@ -356,7 +356,7 @@ impl VmBackend {
         config.memory = plan.memory;
         config.cpus = plan.cpus;
         config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
-        config.nic.clone_from(&network.nic);
+        config.nic = network.nic().await?;
         let options = LaunchOptions {
             console_log: self.paths.console_log(),
             stderr_log: self.paths.runtime.join("qemu.log"),

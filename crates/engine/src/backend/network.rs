@@ -1,9 +1,13 @@
 //! The network of the next VM: the recorded addresses, or new ones that collide with nothing of the host.
 
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
+
 use hostel_model::{ErrorCode, Failure};
 use hostel_proto::v1;
 use hostel_qemu::{Netdev, Nic};
-use hostel_switch::{Backend as _, NatRecord, NetdevSpec, Prefix, Slirp, host_prefixes};
+use hostel_switch::{
+    Backend as _, Kind, NatRecord, NetdevSpec, Prefix, Slirp, Wanted, host_prefixes,
+};
 use hostel_wslconf::{MachineConf, NetworkingMode};
 
 use crate::registry::Registry;
@@ -16,11 +20,45 @@ const NAME: &str = "hostel";
 pub(super) struct Network {
     pub(super) status: v1::NetworkStatus,
     pub(super) guest: Option<v1::GuestNetwork>,
-    pub(super) nic: Option<Nic>,
+    backend: Option<Arc<Slirp>>,
     /// What to record once a VM runs with it.
     record: Option<NatRecord>,
     /// What the user should know.
     pub(super) warnings: Vec<String>,
+}
+
+impl Network {
+    /// Returns the card, with what stands behind it.
+    pub(super) async fn nic(&self) -> Result<Option<Nic>, Failure> {
+        let Some(backend) = &self.backend else {
+            return Ok(None);
+        };
+        let spec = backend
+            .netdev()
+            .await
+            .map_err(|e| Failure::from_error(ErrorCode::VmStart, &e))?;
+        let NetdevSpec::User {
+            net,
+            host,
+            dhcpstart,
+            dns,
+            ipv6,
+            ..
+        } = spec
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Nic {
+            mac: backend.guest().mac.to_string(),
+            netdev: Netdev::User {
+                net,
+                host: host.to_string(),
+                dhcpstart: dhcpstart.to_string(),
+                dns: dns.to_string(),
+                ipv6: ipv6.is_some(),
+            },
+        }))
+    }
 }
 
 /// Plans the network: the recorded one, so that addresses stay (NAT-4), else the first that is free. Blocks for a moment.
@@ -34,7 +72,7 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, F
         return Ok(Network {
             status,
             guest: None,
-            nic: None,
+            backend: None,
             record: None,
             warnings: Vec::new(),
         });
@@ -64,15 +102,18 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, F
                     .hint("change wsl2.macAddress in the configuration")
             })?;
     }
-    let backend = Slirp::new(record.clone(), "the only backend of this release");
+    let wanted = Wanted {
+        record: record.clone(),
+        kind: Some(Kind::Slirp),
+        ipv6: false,
+        host_loopback: false,
+        mtu: None,
+        firewall: Vec::new(),
+        hostel_net: PathBuf::new(),
+        path: OsString::new(),
+    };
+    let backend = Slirp::new(&wanted, "the only backend of this release");
     let guest = backend.guest();
-    let NetdevSpec::User {
-        net,
-        host,
-        dhcpstart,
-        dns,
-        ipv6,
-    } = backend.netdev();
     let servers: Vec<String> = guest.dns.iter().map(ToString::to_string).collect();
     Ok(Network {
         status: v1::NetworkStatus {
@@ -97,16 +138,7 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, F
             generate_resolv_conf: true,
             ..v1::GuestNetwork::default()
         }),
-        nic: Some(Nic {
-            mac: guest.mac.to_string(),
-            netdev: Netdev::User {
-                net,
-                host: host.to_string(),
-                dhcpstart: dhcpstart.to_string(),
-                dns: dns.to_string(),
-                ipv6,
-            },
-        }),
+        backend: Some(Arc::new(backend)),
         record: Some(lasting),
         warnings,
     })

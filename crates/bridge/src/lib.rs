@@ -4,3 +4,13 @@
 //! The library is the protocol and its client, the program the server. As root it works on the host's own network, else
 //! inside a user and network namespace that it makes. Not for: choosing addresses or backends, anything but the network.
 //! Stands between the foundations and the mechanisms.
+
+mod client;
+
+mod protocol;
+
+pub use client::{CallError, Client, Done, Mode, Outcome, Raised, SpawnError, descriptors, raised};
+pub use protocol::{
+    Event, Ipv6, MAX_MESSAGE, MAX_RULES, Message, Network, Numbered, Refusal, RefusalCode, Reply,
+    Request, Status, Up, Uplink, VERSION,
+};

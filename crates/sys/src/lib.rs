@@ -5,6 +5,7 @@
 //! A foundation.
 
 pub mod adopt;
+pub mod cgroup;
 pub mod entropy;
 pub mod fdpass;
 pub mod lock;

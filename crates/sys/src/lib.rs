@@ -6,6 +6,7 @@
 
 pub mod adopt;
 pub mod cgroup;
+pub mod confine;
 pub mod entropy;
 pub mod fdpass;
 pub mod lock;
@@ -18,3 +19,4 @@ pub mod process;
 pub mod pty;
 pub mod signal;
 pub mod spawn;
+pub mod tap;

@@ -5,7 +5,13 @@
 //! caller's business. Not for: deciding what the network looks like. A foundation: blocking calls of microseconds, no async.
 
 mod message;
+mod sock_diag;
+mod prefix;
+mod route;
 mod socket;
 
 pub use message::{Answer, Attributes, Message, flags};
+pub use prefix::{BadPrefix, Prefix};
+pub use route::{Address, Bridge, Link, LinkChange, Route, Routing, Scope, Veth};
+pub use sock_diag::{Bound, SockDiag, Transport};
 pub use socket::{Events, NetlinkError, Socket};

@@ -12,6 +12,7 @@
 mod archives;
 mod bad_days;
 mod lifecycle;
+mod net;
 mod network;
 mod sessions;
 mod shared;
@@ -31,7 +32,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let mut arguments = Arguments::from_args();
     let mut trials: Vec<Trial> = Vec::new();
-    for (module, tests) in [
+    let modules = [
         ("spine", spine::TESTS),
         ("sessions", sessions::TESTS),
         ("users", users::TESTS),
@@ -39,7 +40,8 @@ fn main() -> anyhow::Result<ExitCode> {
         ("lifecycle", lifecycle::TESTS),
         ("archives", archives::TESTS),
         ("bad_days", bad_days::TESTS),
-    ] {
+    ];
+    for (module, tests) in modules.into_iter().chain(net::tests()) {
         for (name, test) in tests {
             trials.push(Trial::test(format!("{module}::{name}"), move || {
                 test();

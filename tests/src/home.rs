@@ -212,7 +212,7 @@ impl Home {
 
     /// Returns processes named `comm` that were started for this home: they carry its runtime directory in their
     /// environment.
-    fn pids_of(&self, comm: &str) -> Vec<u32> {
+    pub fn pids_of(&self, comm: &str) -> Vec<u32> {
         let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
         processes()
             .into_iter()

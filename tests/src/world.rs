@@ -124,7 +124,27 @@ fn build() -> Result<()> {
         ],
     )?
     .ok();
+    usable_tun()?;
     internet::wait_ready()
+}
+
+/// Gives this world a `/dev/net/tun` that everyone may open, as udev makes it on ordinary systems.
+fn usable_tun() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = dir.path().join("tun");
+    let path = node.as_os_str();
+    let number = ["c", "10", "200"].map(OsStr::new);
+    host(
+        "mknod",
+        &[&[OsStr::new("-m"), OsStr::new("666"), path][..], &number].concat(),
+    )?
+    .ok();
+    host(
+        "mount",
+        &[OsStr::new("--bind"), path, OsStr::new("/dev/net/tun")],
+    )?
+    .ok();
+    Ok(())
 }
 
 /// Runs `ip` with arguments.

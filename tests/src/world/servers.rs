@@ -1,7 +1,7 @@
 //! Small servers that answer so that a client can tell whether every byte arrived.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead as _, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
@@ -15,7 +15,7 @@ pub const PAGE: &str = "this is the internet";
 
 /// HTTP: `/` is [`PAGE`], `/bytes/N` are N bytes of [`pattern`], `/peer` is the address of the one who asks.
 pub const HTTP: u16 = 80;
-/// Reads to the end of what a client sends, then answers `<count> <sha256>`: shows that half a connection can be closed.
+/// Reads a line with a number, then so many bytes, and answers `<count> <sha256>`.
 pub const DIGEST: u16 = 9;
 /// Sends back what it gets, by TCP and UDP.
 pub const ECHO: u16 = 7;
@@ -83,9 +83,13 @@ pub fn http(mut stream: TcpStream) -> io::Result<()> {
     write!(stream, "{}{body}", head(body.len() as u64))
 }
 
-/// Reads everything, then says how much it was.
+/// Reads as much as is announced, then says what it was.
 pub fn digest(mut stream: TcpStream) -> io::Result<()> {
-    let (count, sum) = sha256(&mut stream)?;
+    let mut reader = io::BufReader::new(&stream);
+    let mut announced = String::new();
+    reader.read_line(&mut announced)?;
+    let announced: u64 = announced.trim().parse().map_err(io::Error::other)?;
+    let (count, sum) = sha256(reader.take(announced))?;
     writeln!(stream, "{count} {sum}")
 }
 

@@ -1,0 +1,170 @@
+//! The same questions for every backend.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use hostel_tests::{
+    home::kill,
+    run::{DEADLINE, until},
+    world::{
+        INTERNET,
+        servers::{self, DIGEST, pattern_sha256},
+    },
+};
+use rustix::process::Signal;
+
+use super::{
+    Tests,
+    bench::{Bench, OTHER, ROOM},
+    probe::{guest_fetches, host_fetches, internet, serve_in_guest},
+    reach,
+};
+use crate::shared::SMALL;
+
+pub(crate) const TESTS: Tests = &[
+    ("root_carries_everything", root_carries_everything),
+    ("rootless_carries_everything", rootless_carries_everything),
+    ("passt_carries_everything", passt_carries_everything),
+    ("slirp_carries_everything", slirp_carries_everything),
+];
+
+/// How much is moved each way.
+const MUCH: u64 = 24 << 20;
+
+fn root_carries_everything() {
+    carries_everything("root");
+}
+
+fn rootless_carries_everything() {
+    carries_everything("rootless");
+}
+
+fn passt_carries_everything() {
+    carries_everything("passt");
+}
+
+fn slirp_carries_everything() {
+    carries_everything("slirp");
+}
+
+fn carries_everything(backend: &'static str) {
+    let bench = Bench::new(backend);
+    addresses_are_the_same_everywhere(&bench);
+    reach::matches_the_table(&bench);
+    large_transfers_arrive_whole(&bench);
+    many_connections_at_once(&bench);
+    the_process_behind_it_is_killed(&bench);
+    bench.home.run(&["shutdown"]).ok();
+    nothing_is_left(&bench);
+}
+
+/// NET-1, NAT-11: one eth0, one address, one route for all who share; the same addresses with every backend.
+fn addresses_are_the_same_everywhere(bench: &Bench) {
+    let line =
+        "ip -4 addr show dev eth0 | grep inet; ip route show default; cat /sys/class/net/eth0/mtu";
+    let shown = bench.home.sh(SMALL, line).ok();
+    assert_eq!(shown, bench.home.sh(OTHER, line).ok());
+    assert!(
+        shown.contains(&format!("{}/20", bench.vm()))
+            && shown.contains(&format!("via {}", bench.gateway())),
+        "{shown}"
+    );
+    let status = bench.home.json(&["status"]);
+    let mtu = status["network"]["mtu"].to_string();
+    assert_eq!(shown.lines().last(), Some(mtu.as_str()));
+    let room = bench.home.sh(ROOM, line).ok();
+    assert!(
+        room.contains(&format!("{}/20", bench.address(ROOM)))
+            && room.contains(&format!("via {}", bench.gateway())),
+        "{room}"
+    );
+}
+
+fn large_transfers_arrive_whole(bench: &Bench) {
+    let want = pattern_sha256(MUCH);
+    for distro in [SMALL, ROOM] {
+        let line = format!("wget -q -O - http://{INTERNET}/bytes/{MUCH} | sha256sum");
+        let got = bench.home.sh(distro, &line).ok();
+        assert!(got.starts_with(&want), "into {distro}: {got}");
+    }
+    let line = format!(
+        "head -c {MUCH} /dev/urandom >/tmp/much && sha256sum </tmp/much && \
+         {{ echo {MUCH}; cat /tmp/much; }} | nc {INTERNET} {DIGEST}"
+    );
+    let said = bench.home.sh(SMALL, &line).ok();
+    let (sent, received) = said.split_once('\n').expect("two lines");
+    let sent = sent.split(' ').next().expect("a sum");
+    assert_eq!(received, format!("{MUCH} {sent}"), "out of the VM");
+    // Between the host and the VM, by the way that every backend has: the relay.
+    let server = bench.home.start(&[
+        "-d",
+        OTHER,
+        "--",
+        "mkdir -p /tmp/big && cp /bin/busybox /tmp/big/b && exec httpd -f -p 0.0.0.0:3100 -h /tmp/big",
+    ]);
+    let sum = bench.home.sh(OTHER, "sha256sum /bin/busybox").ok();
+    let fetched = until("the relay brings the file", DEADLINE, || {
+        use std::io::{Read, Write};
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 3100));
+        let mut stream = std::net::TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /b HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok()?;
+        let body = answer.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+        Some(servers::sha256(&answer[body..]).unwrap().1)
+    })
+    .unwrap();
+    assert!(sum.starts_with(&fetched), "{sum} is not {fetched}");
+    drop(server);
+}
+
+fn many_connections_at_once(bench: &Bench) {
+    const MANY: u32 = 100;
+    let line = format!(
+        "for i in $(seq {MANY}); do wget -T 60 -q -O /tmp/page.$i http://{INTERNET}/ & done; wait; \
+         cat /tmp/page.* | grep -o 'this is the internet' | wc -l; rm /tmp/page.*"
+    );
+    assert_eq!(bench.home.sh(SMALL, &line).ok(), MANY.to_string());
+}
+
+/// A network that breaks is mended while the VM goes on.
+fn the_process_behind_it_is_killed(bench: &Bench) {
+    let program = match bench.backend {
+        "root" => "hostel-net",
+        "rootless" => "pasta",
+        "passt" => "passt",
+        // It is a part of QEMU.
+        _ => return,
+    };
+    let before = bench.home.qemu_pids();
+    let pids = bench.home.pids_of(program);
+    assert!(!pids.is_empty(), "{program} runs");
+    for pid in pids {
+        kill(pid, Signal::KILL);
+    }
+    let http = SocketAddr::from((internet(), servers::HTTP));
+    until("the network is mended", DEADLINE, || {
+        guest_fetches(&bench.home, SMALL, http).then_some(())
+    })
+    .unwrap();
+    let _server = serve_in_guest(&bench.home, OTHER, "0.0.0.0", 3200);
+    until("the relay is mended", DEADLINE, || {
+        host_fetches(SocketAddr::from((Ipv4Addr::LOCALHOST, 3200)))
+    })
+    .unwrap();
+    assert_eq!(bench.home.qemu_pids(), before, "the VM went on");
+}
+
+/// Interfaces, tables and processes go with the VM.
+fn nothing_is_left(bench: &Bench) {
+    for program in ["hostel-net", "pasta", "passt"] {
+        let left = bench.home.pids_of(program);
+        assert!(left.is_empty(), "{program} is left: {left:?}");
+    }
+    if bench.backend == "root" {
+        let links = hostel_tests::run::host("ip", &["-br", "addr"])
+            .unwrap()
+            .ok();
+        let gateway = format!("{}/", bench.gateway());
+        assert!(!links.contains(&gateway), "{links}");
+    }
+}

@@ -1,0 +1,112 @@
+//! Who reaches whom: small questions, each answered by a real connection.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use hostel_tests::{
+    home::Home,
+    run::{DEADLINE, Output, Running, until},
+    world::{
+        INTERNET,
+        servers::{self, PAGE},
+    },
+};
+
+/// How long a connection that is dropped on its way is waited for.
+const GIVE_UP: Duration = Duration::from_secs(3);
+
+/// Tells whether a page can be fetched inside a distribution.
+pub(crate) fn guest_fetches(home: &Home, distro: &str, address: SocketAddr) -> bool {
+    let line = format!("wget -T 3 -q -O - http://{address}/");
+    match answer(&home.sh(distro, &line)) {
+        Some(text) => {
+            assert_eq!(text, PAGE, "somebody else answers at {address}");
+            true
+        }
+        None => false,
+    }
+}
+
+/// Tells whether a distribution gets an echo by UDP.
+pub(crate) fn guest_echoes_udp(home: &Home, distro: &str, address: Ipv4Addr) -> bool {
+    // BusyBox' nc leaves when its input ends and nothing came for a second.
+    let line = format!("echo ping | nc -u -w 3 {address} {}", servers::ECHO);
+    answer(&home.sh(distro, &line)).is_some_and(|t| t == "ping")
+}
+
+/// Tells whether a distribution gets an answer to a ping.
+pub(crate) fn guest_pings(home: &Home, distro: &str, address: IpAddr) -> bool {
+    let line = format!("ping -c 1 -W 3 {address} >/dev/null && echo yes");
+    answer(&home.sh(distro, &line)).is_some()
+}
+
+/// Starts a web server inside a distribution that answers every request with the distribution's own name.
+pub(crate) fn serve_in_guest(home: &Home, distro: &str, address: &str, port: u16) -> Running {
+    let line = format!(
+        "mkdir -p /tmp/www && echo {distro} >/tmp/www/index.html && exec httpd -f -p {address}:{port} -h /tmp/www"
+    );
+    let server = home.start(&["-d", distro, "--", &line]);
+    let local = if address.starts_with('[') {
+        "[::1]"
+    } else if address == "0.0.0.0" {
+        "127.0.0.1"
+    } else {
+        address
+    };
+    let ready = format!("wget -T 3 -q -O - http://{local}:{port}/");
+    until("the server in the guest answers", DEADLINE, || {
+        (home.sh(distro, &ready).text() == distro).then_some(())
+    })
+    .unwrap();
+    server
+}
+
+/// Tells which distribution's server answers a process of the host, if any.
+pub(crate) fn host_fetches(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, GIVE_UP).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text.rsplit("\r\n\r\n").next()?.trim().to_owned())
+}
+
+/// Tells whether a machine on the internet can open a connection.
+pub(crate) fn stranger_connects(address: SocketAddr) -> bool {
+    let script = format!("exec 3<>/dev/tcp/{}/{}", address.ip(), address.port());
+    let mut command: Command = hostel_tests::world::internet::command("timeout");
+    command.args(["3", "bash", "-c", &script]);
+    Running::start(&mut command, None)
+        .and_then(|r| r.wait(DEADLINE))
+        .unwrap()
+        .status
+        .success()
+}
+
+/// Starts a web server on the host that answers with [`PAGE`]; returns its port. It lives as long as the test program.
+pub(crate) fn serve_on_host(address: IpAddr) -> u16 {
+    servers::listen(SocketAddr::new(address, 0), servers::http)
+        .unwrap()
+        .port()
+}
+
+/// Returns the address of the made-up internet.
+pub(crate) fn internet() -> Ipv4Addr {
+    INTERNET.parse().unwrap()
+}
+
+/// Returns what a command printed when it succeeded and printed something.
+///
+/// # Panics
+///
+/// When Hostel itself failed: then the question was not asked.
+#[track_caller]
+fn answer(output: &Output) -> Option<String> {
+    assert_ne!(output.code(), 125, "{}", output.stderr);
+    let text = output.text();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}

@@ -5,9 +5,10 @@
 //! caller's business. Not for: deciding what the network looks like. A foundation: blocking calls of microseconds, no async.
 
 mod message;
-mod sock_diag;
+pub mod nft;
 mod prefix;
 mod route;
+mod sock_diag;
 mod socket;
 
 pub use message::{Answer, Attributes, Message, flags};

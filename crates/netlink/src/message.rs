@@ -46,6 +46,12 @@ impl Message {
         Self(bytes)
     }
 
+    /// Adds flags.
+    pub(crate) fn request(&mut self, more: u16) {
+        let flags = u16::from_ne_bytes([self.0[6], self.0[7]]) | more;
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
+    }
+
     /// Appends bytes as they are: the fixed part before the attributes.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
@@ -126,7 +132,7 @@ pub(crate) fn split(bytes: &[u8]) -> Option<(Answer<'_>, &[u8])> {
 }
 
 /// The attributes in a body: number (without flags) and value. Ends at the first that is malformed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
@@ -136,28 +142,29 @@ impl<'a> Attributes<'a> {
     }
 
     /// Returns the value of the first attribute with this number.
-    pub fn find(mut self, kind: u16) -> Option<&'a [u8]> {
-        self.find_map(|(k, value)| (k == kind).then_some(value))
+    pub fn find(&self, kind: u16) -> Option<&'a [u8]> {
+        self.clone()
+            .find_map(|(k, value)| (k == kind).then_some(value))
     }
 
     /// Reads the attributes within the first attribute with this number; none when it is not there.
     #[must_use]
-    pub fn nested(self, kind: u16) -> Self {
+    pub fn nested(&self, kind: u16) -> Self {
         Self(self.find(kind).unwrap_or_default())
     }
 
     /// Reads a number in the machine's order of bytes.
-    pub fn native(self, kind: u16) -> Option<u32> {
+    pub fn native(&self, kind: u16) -> Option<u32> {
         Some(u32::from_ne_bytes(self.find(kind)?.try_into().ok()?))
     }
 
     /// Reads a number in the network's order of bytes.
-    pub fn network(self, kind: u16) -> Option<u32> {
+    pub fn network(&self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.find(kind)?.try_into().ok()?))
     }
 
     /// Reads a text up to its NUL.
-    pub fn text(self, kind: u16) -> Option<String> {
+    pub fn text(&self, kind: u16) -> Option<String> {
         let bytes = self.find(kind)?;
         let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
@@ -172,10 +179,7 @@ impl<'a> Iterator for Attributes<'a> {
         let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
         let value = self.0.get(4..length)?;
         let kind = u16::from_ne_bytes([head[2], head[3]]) & KIND;
-        self.0 = self
-            .0
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     }
 }

@@ -2,13 +2,18 @@
 
 use std::{ffi::OsString, os::fd::RawFd, path::Path};
 
+use serde_json::Value;
+
 use crate::{
-    config::{MachineConfig, Netdev},
+    config::{MAX_SPARE_PORTS, MachineConfig},
+    nic::{self, FILTER_ID, FILTER_SOCKETS, NETDEV_ID, NIC_ID, Netdev, PORT_ID},
     probe::SANDBOX,
 };
 
 /// Id of the memory and of the machine's built-in devices; part of the saved state, so never changed lightly.
 const MEMORY_ID: &str = "mem0";
+/// The bus that the machine itself has.
+const ROOT_BUS: &str = "pcie.0";
 /// The controller that disks are plugged into.
 pub(crate) const SCSI_ID: &str = "scsi0";
 /// Id of the balloon.
@@ -32,12 +37,14 @@ pub(crate) fn root_port_id(index: u8) -> String {
 }
 
 /// The descriptors QEMU inherits, by the numbers they have there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Inherited {
     pub(crate) memory: RawFd,
     pub(crate) qmp: RawFd,
     pub(crate) console: RawFd,
     pub(crate) lifecycle: RawFd,
+    /// What the card's [`Netdev`] takes.
+    pub(crate) nic: Vec<RawFd>,
 }
 
 /// The value of a switch: a first word and `key=value` pairs. Commas in values are doubled, as QEMU wants them.
@@ -86,10 +93,11 @@ struct PcieRootPort {
     slot: u8,
 }
 
-/// `-device` for a virtio device on the root bus. Modern interface only: there is no driver for the old one to serve.
+/// `-device` for a virtio device. Modern interface only: there is no driver for the old one to serve.
 struct VirtioPci<'a> {
     driver: &'a str,
     id: &'a str,
+    bus: &'a str,
     addr: u8,
 }
 
@@ -151,7 +159,7 @@ impl Args {
     fn add_root_port(&mut self, p: &PcieRootPort) {
         let opts = Opts::new("pcie-root-port")
             .put("id", &p.id)
-            .put("bus", "pcie.0")
+            .put("bus", ROOT_BUS)
             .put("addr", format!("{:#x}", p.addr))
             .put("chassis", p.chassis)
             .put("slot", p.slot);
@@ -161,7 +169,7 @@ impl Args {
     fn add_virtio(&mut self, d: &VirtioPci<'_>, more: &[(&str, &str)]) {
         let mut opts = Opts::new(d.driver)
             .put("id", d.id)
-            .put("bus", "pcie.0")
+            .put("bus", d.bus)
             .put("addr", format!("{:#x}", d.addr))
             .put("disable-legacy", "on");
         for (key, value) in more {
@@ -180,25 +188,28 @@ impl Args {
         self.opts("-device", opts);
     }
 
-    fn add_netdev(&mut self, id: &str, netdev: &Netdev) {
-        let opts = match netdev {
-            Netdev::User {
-                net,
-                host,
-                dhcpstart,
-                dns,
-                ipv6,
-            } => Opts::new("user")
-                .put("id", id)
-                // Naming ipv6 alone would switch IPv4 off.
-                .put("ipv4", "on")
-                .put("ipv6", if *ipv6 { "on" } else { "off" })
-                .put("net", net)
-                .put("host", host)
-                .put("dhcpstart", dhcpstart)
-                .put("dns", dns),
-        };
+    fn add_netdev(&mut self, netdev: &Netdev, fds: &[RawFd]) {
+        let names: Vec<String> = fds.iter().map(ToString::to_string).collect();
+        let (kind, properties) = netdev.properties(&names);
+        let mut opts = Opts::new(kind).put("id", NETDEV_ID);
+        for (key, value) in properties {
+            opts = match value {
+                Value::Bool(value) => opts.put(key, if value { "on" } else { "off" }),
+                Value::String(value) => opts.put(key, value),
+                other => opts.put(key, other),
+            };
+        }
         self.opts("-netdev", opts);
+        if netdev.filtered() {
+            for (id, &fd) in FILTER_SOCKETS.into_iter().zip(fds) {
+                self.add_chardev(&ChardevSocket { id, fd });
+            }
+            let mut opts = Opts::new("filter-redirector").put("id", FILTER_ID);
+            for (key, value) in nic::filter() {
+                opts = opts.put(key, value);
+            }
+            self.opts("-object", opts);
+        }
     }
 
     fn add_kernel(&mut self, kernel: &Path, initrd: &Path, append: &str) {
@@ -263,6 +274,7 @@ pub(crate) fn command_line(config: &MachineConfig, fds: &Inherited) -> Vec<OsStr
         &VirtioPci {
             driver: "virtio-scsi-pci",
             id: SCSI_ID,
+            bus: ROOT_BUS,
             addr: slot::SCSI,
         },
         &[],
@@ -270,6 +282,7 @@ pub(crate) fn command_line(config: &MachineConfig, fds: &Inherited) -> Vec<OsStr
     let serial = VirtioPci {
         driver: "virtio-serial-pci",
         id: "serial0",
+        bus: ROOT_BUS,
         addr: slot::SERIAL,
     };
     args.add_virtio(&serial, &[("max_ports", "2")]);
@@ -283,6 +296,7 @@ pub(crate) fn command_line(config: &MachineConfig, fds: &Inherited) -> Vec<OsStr
     let balloon = VirtioPci {
         driver: "virtio-balloon-pci",
         id: BALLOON_ID,
+        bus: ROOT_BUS,
         addr: slot::BALLOON,
     };
     args.add_virtio(
@@ -294,21 +308,29 @@ pub(crate) fn command_line(config: &MachineConfig, fds: &Inherited) -> Vec<OsStr
         &VirtioPci {
             driver: "virtio-rng-pci",
             id: "rng0",
+            bus: ROOT_BUS,
             addr: slot::RNG,
         },
         &[("rng", "random0")],
     );
+    args.add_root_port(&PcieRootPort {
+        id: PORT_ID.to_owned(),
+        addr: slot::NET,
+        chassis: MAX_SPARE_PORTS + 1,
+        slot: MAX_SPARE_PORTS + 1,
+    });
     if let Some(nic) = &config.nic {
-        args.add_netdev("net0", &nic.netdev);
+        args.add_netdev(&nic.netdev, &fds.nic);
         let card = VirtioPci {
-            driver: "virtio-net-pci",
-            id: "nic0",
-            addr: slot::NET,
+            driver: nic::DRIVER,
+            id: NIC_ID,
+            bus: PORT_ID,
+            addr: 0,
         };
         // No boot ROM: nothing is ever booted from the network.
         args.add_virtio(
             &card,
-            &[("netdev", "net0"), ("mac", &nic.mac), ("romfile", "")],
+            &[("netdev", NETDEV_ID), ("mac", &nic.mac), ("romfile", "")],
         );
     }
     for index in 0..config.spare_ports {
@@ -333,6 +355,7 @@ mod tests {
             qmp: 11,
             console: 12,
             lifecycle: 13,
+            nic: vec![14, 15],
         };
         command_line(config, &fds)
             .into_iter()
@@ -370,13 +393,46 @@ mod tests {
 -device virtio-balloon-pci,id=balloon0,bus=pcie.0,addr=0x4,disable-legacy=on,free-page-reporting=on,deflate-on-oom=on
 -object rng-random,id=random0,filename=/dev/urandom
 -device virtio-rng-pci,id=rng0,bus=pcie.0,addr=0x5,disable-legacy=on,rng=random0
+-device pcie-root-port,id=rpnet,bus=pcie.0,addr=0x6,chassis=13,slot=13
 -netdev user,id=net0,ipv4=on,ipv6=off,net=172.19.128.0/20,host=172.19.128.1,dhcpstart=172.19.132.144,dns=172.19.128.53
--device virtio-net-pci,id=nic0,bus=pcie.0,addr=0x6,disable-legacy=on,netdev=net0,mac=52:54:00:12:34:56,romfile=
+-device virtio-net-pci,id=nic0,bus=rpnet,addr=0x0,disable-legacy=on,netdev=net0,mac=52:54:00:12:34:56,romfile=
 -device pcie-root-port,id=rp0,bus=pcie.0,addr=0x10,chassis=1,slot=1
 -device pcie-root-port,id=rp1,bus=pcie.0,addr=0x11,chassis=2,slot=2";
         let want: Vec<&str> = want.split([' ', '\n']).collect();
         let got = line(&example());
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn each_way_into_the_network_has_its_switches() {
+        let mut config = example();
+        let switches = |config: &MachineConfig| {
+            let line = line(config).join(" ");
+            let start = line.find("-netdev").unwrap();
+            let end = line.find("-device virtio-net-pci").unwrap();
+            line[start..end].trim().to_owned()
+        };
+        let nic = config.nic.as_mut().unwrap();
+        nic.netdev = Netdev::Tap;
+        assert_eq!(switches(&config), "-netdev tap,id=net0,fd=14");
+        config.nic.as_mut().unwrap().netdev = Netdev::Stream;
+        assert_eq!(
+            switches(&config),
+            "-netdev stream,id=net0,addr.type=fd,addr.str=14"
+        );
+        let Some(Netdev::User { filtered, .. }) =
+            config.nic.as_mut().map(|nic| &mut nic.netdev).map(|n| {
+                *n = example().nic.unwrap().netdev;
+                n
+            })
+        else {
+            panic!("the example has QEMU's own network");
+        };
+        *filtered = true;
+        let got = switches(&config);
+        let want = "-chardev socket,id=filter-out,fd=14 -chardev socket,id=filter-back,fd=15 \
+            -object filter-redirector,id=filter0,netdev=net0,queue=rx,outdev=filter-out,indev=filter-back";
+        assert!(got.ends_with(want), "{got}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     accel::Accel,
+    nic::Nic,
     probe::{QemuBinary, Version},
 };
 
@@ -33,34 +34,6 @@ pub struct QemuIdentity {
     pub sandbox: bool,
     /// qboot; QEMU's own choice, SeaBIOS, without it.
     pub firmware: Option<PathBuf>,
-}
-
-/// What stands behind the network card.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "type")]
-pub enum Netdev {
-    /// QEMU's user-mode network (libslirp).
-    User {
-        /// The subnet, `172.19.128.0/20`.
-        net: String,
-        /// The gateway's address.
-        host: String,
-        /// The first address DHCP gives: the guest's, should it ask.
-        dhcpstart: String,
-        /// The address of the built-in resolver; must differ from `host`.
-        dns: String,
-        /// Whether the guest gets IPv6 as well.
-        ipv6: bool,
-    },
-}
-
-/// The network card.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Nic {
-    /// `52:54:00:…`
-    pub mac: String,
-    /// What it is connected to.
-    pub netdev: Netdev,
 }
 
 /// One VM. Two machines with equal values are interchangeable; [`MachineConfig::config_hash`] tells.
@@ -121,7 +94,7 @@ pub enum ConfigError {
 }
 
 /// The present value of [`MachineConfig::layout`].
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 impl MachineConfig {
     /// Describes a machine with what is usual: one processor, 1 GiB, six spare ports, no network.
@@ -248,6 +221,7 @@ pub fn kernel_command_line(extra: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::nic::Netdev;
 
     pub(crate) fn example() -> MachineConfig {
         let qemu = QemuBinary {
@@ -276,7 +250,8 @@ pub(crate) mod tests {
                 host: "172.19.128.1".into(),
                 dhcpstart: "172.19.132.144".into(),
                 dns: "172.19.128.53".into(),
-                ipv6: false,
+                ipv6: None,
+                filtered: false,
             },
         });
         config

@@ -10,6 +10,7 @@ mod config;
 mod disk;
 mod log;
 mod machine;
+mod nic;
 mod probe;
 mod qmp;
 
@@ -17,11 +18,12 @@ pub use self::{
     accel::{Accel, AccelChoice, AccelRequest, KvmUnavailable, choose_accel, probe_accel},
     args::LIFECYCLE_PORT,
     config::{
-        BootFile, ConfigError, ConfigHash, MAX_SPARE_PORTS, MachineConfig, Netdev, Nic,
-        QemuIdentity, kernel_command_line,
+        BootFile, ConfigError, ConfigHash, MAX_SPARE_PORTS, MachineConfig, QemuIdentity,
+        kernel_command_line,
     },
     disk::{AttachDisk, DiskError, DiskFile, DiskFormat, MAX_DISKS},
     machine::{ExitReason, LaunchError, LaunchOptions, Machine, PlugError, VsockDevice},
+    nic::{Netdev, Nic, UserIpv6},
     probe::{ProbeError, QemuBinary, Version, probe_qemu},
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError, Status},
 };

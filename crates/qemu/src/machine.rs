@@ -2,6 +2,7 @@
 
 mod exit;
 mod launch;
+mod nic;
 mod plug;
 
 use std::{
@@ -46,6 +47,8 @@ pub struct Machine {
     disks: tokio::sync::Mutex<DiskTable>,
     /// Spare root ports and the device on each.
     ports: tokio::sync::Mutex<Vec<Option<String>>>,
+    /// Held while the card is replaced.
+    nic: tokio::sync::Mutex<()>,
     asked: Arc<AtomicBool>,
     exit: watch::Receiver<Option<ExitReason>>,
     console: Arc<Drain>,

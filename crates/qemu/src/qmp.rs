@@ -7,6 +7,7 @@ pub use self::commands::Status;
 use std::{
     collections::HashMap,
     io,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -14,9 +15,10 @@ use std::{
     time::Duration,
 };
 
+use hostel_sys::fdpass;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -78,6 +80,8 @@ pub struct Event {
     pub data: Value,
 }
 
+/// A line for QEMU, and the descriptor that goes with it.
+type Line = (Vec<u8>, Option<OwnedFd>);
 type Answer = Result<Value, (String, String)>;
 /// Who waits for which answer; nothing once the monitor is closed, so that nobody waits in vain.
 type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
@@ -86,7 +90,7 @@ type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
 /// been given all the same, and its answer is thrown away.
 #[derive(Debug)]
 pub struct Qmp {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
     waiting: Waiting,
     events: broadcast::Sender<Event>,
     next_id: AtomicU64,
@@ -148,6 +152,17 @@ impl Qmp {
         arguments: Value,
         patience: Duration,
     ) -> Result<Value, QmpError> {
+        self.give(command, arguments, None, patience).await
+    }
+
+    /// Gives a command, with a descriptor for QEMU, and returns its result.
+    async fn give(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        patience: Duration,
+    ) -> Result<Value, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id })
             .to_string()
@@ -164,7 +179,10 @@ impl Qmp {
             .ok_or_else(closed)?
             .insert(id, sender);
         let talk = async {
-            self.lines.send(line).await.map_err(|_| closed())?;
+            self.lines
+                .send((line, descriptor))
+                .await
+                .map_err(|_| closed())?;
             answer.await.map_err(|_| closed())
         };
         match timeout(patience, talk).await {
@@ -208,12 +226,32 @@ fn lock(
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write_lines(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
-    while let Some(line) = queue.recv().await {
-        if write.write_all(&line).await.is_err() {
+async fn write_lines(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Line>) {
+    while let Some((line, descriptor)) = queue.recv().await {
+        let rest = match &descriptor {
+            None => &line[..],
+            // One byte goes whole or not at all, and the descriptor with it.
+            Some(fd) => {
+                let (first, rest) = line.split_at(1);
+                if send_with(&write, first, fd).await.is_err() {
+                    return;
+                }
+                rest
+            }
+        };
+        if write.write_all(rest).await.is_err() {
             return;
         }
     }
+}
+
+async fn send_with(write: &OwnedWriteHalf, bytes: &[u8], fd: &OwnedFd) -> io::Result<()> {
+    let stream: &UnixStream = write.as_ref();
+    stream
+        .async_io(Interest::WRITABLE, || {
+            fdpass::send(stream, bytes, &[fd.as_fd()])
+        })
+        .await
 }
 
 async fn read_answers(

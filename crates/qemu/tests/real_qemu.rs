@@ -86,6 +86,7 @@ impl Fixture {
             console_log: self.dir.path().join("console.log"),
             stderr_log: self.dir.path().join("qemu.log"),
             patience: Duration::from_secs(60),
+            nic: Vec::new(),
         }
     }
 

@@ -356,11 +356,13 @@ impl VmBackend {
         config.memory = plan.memory;
         config.cpus = plan.cpus;
         config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
-        config.nic = network.nic().await?;
+        let (nic, descriptors) = network.nic().await?;
+        config.nic = nic;
         let options = LaunchOptions {
             console_log: self.paths.console_log(),
             stderr_log: self.paths.runtime.join("qemu.log"),
             patience: MONITOR_PATIENCE,
+            nic: descriptors,
         };
         let start_failure = |e: &dyn std::error::Error| {
             Failure::from_error(ErrorCode::VmStart, e)

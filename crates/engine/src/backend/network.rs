@@ -1,10 +1,10 @@
 //! The network of the next VM: the recorded addresses, or new ones that collide with nothing of the host.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use hostel_model::{ErrorCode, Failure};
 use hostel_proto::v1;
-use hostel_qemu::{Netdev, Nic};
+use hostel_qemu::{Netdev, Nic, UserIpv6};
 use hostel_switch::{
     Backend as _, Kind, NatRecord, NetdevSpec, Prefix, Slirp, Wanted, host_prefixes,
 };
@@ -28,36 +28,48 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Returns the card, with what stands behind it.
-    pub(super) async fn nic(&self) -> Result<Option<Nic>, Failure> {
+    /// Returns the card, with the descriptors of what stands behind it.
+    pub(super) async fn nic(&self) -> Result<(Option<Nic>, Vec<OwnedFd>), Failure> {
         let Some(backend) = &self.backend else {
-            return Ok(None);
+            return Ok((None, Vec::new()));
         };
         let spec = backend
             .netdev()
             .await
             .map_err(|e| Failure::from_error(ErrorCode::VmStart, &e))?;
-        let NetdevSpec::User {
+        let (netdev, fds) = netdev(spec);
+        let mac = backend.guest().mac.to_string();
+        Ok((Some(Nic { mac, netdev }), fds))
+    }
+}
+
+/// Says in QEMU's words what stands behind the card.
+fn netdev(spec: NetdevSpec) -> (Netdev, Vec<OwnedFd>) {
+    match spec {
+        NetdevSpec::Tap { fd } => (Netdev::Tap, vec![fd]),
+        NetdevSpec::Stream { fd } => (Netdev::Stream, vec![fd]),
+        NetdevSpec::User {
             net,
             host,
             dhcpstart,
             dns,
             ipv6,
-            ..
-        } = spec
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Nic {
-            mac: backend.guest().mac.to_string(),
-            netdev: Netdev::User {
+            filter,
+        } => {
+            let netdev = Netdev::User {
                 net,
                 host: host.to_string(),
                 dhcpstart: dhcpstart.to_string(),
                 dns: dns.to_string(),
-                ipv6: ipv6.is_some(),
-            },
-        }))
+                ipv6: ipv6.map(|(net, host)| UserIpv6 {
+                    net,
+                    host: host.to_string(),
+                }),
+                filtered: filter.is_some(),
+            };
+            let fds = filter.map_or_else(Vec::new, |f| vec![f.out, f.back]);
+            (netdev, fds)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What a start needs besides the configuration.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LaunchOptions {
     /// Takes the guest's console; replaced. Its beginning (64 KiB) and its end (256 KiB and more) are kept.
     pub console_log: PathBuf,
@@ -33,6 +33,8 @@ pub struct LaunchOptions {
     pub stderr_log: PathBuf,
     /// How long QEMU may take until its monitor answers.
     pub patience: Duration,
+    /// What the card's [`Netdev`](crate::Netdev) takes, in its order.
+    pub nic: Vec<OwnedFd>,
 }
 
 /// Why QEMU did not start.
@@ -41,6 +43,14 @@ pub enum LaunchError {
     /// The configuration is not one of a machine.
     #[error("the VM's configuration is wrong")]
     Config(#[from] ConfigError),
+    /// Not the descriptors that the card takes.
+    #[error("the VM's network card takes {wanted} descriptors, and {given} are given")]
+    Descriptors {
+        /// How many it takes.
+        wanted: usize,
+        /// How many there are.
+        given: usize,
+    },
     /// No memory file.
     #[error("cannot make {size} of memory for the VM")]
     Memory {
@@ -93,10 +103,15 @@ impl Machine {
         options: LaunchOptions,
     ) -> Result<Self, LaunchError> {
         config.validate()?;
+        let wanted = config.nic.as_ref().map_or(0, |n| n.netdev.descriptors());
+        if options.nic.len() != wanted {
+            let given = options.nic.len();
+            return Err(LaunchError::Descriptors { wanted, given });
+        }
         let patience = options.patience;
         let task = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || start(&config, &options))
+            tokio::task::spawn_blocking(move || start(&config, options))
         };
         let internal = |error: tokio::task::JoinError| LaunchError::Prepare {
             what: "a thread",
@@ -145,6 +160,7 @@ impl Machine {
             lifecycle: Mutex::new(Some(lifecycle)),
             disks: tokio::sync::Mutex::default(),
             ports: tokio::sync::Mutex::new(ports),
+            nic: tokio::sync::Mutex::new(()),
             asked,
             exit,
             console,
@@ -174,7 +190,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-fn start(config: &MachineConfig, options: &LaunchOptions) -> Result<Started, LaunchError> {
+fn start(config: &MachineConfig, options: LaunchOptions) -> Result<Started, LaunchError> {
     let prepare = |what| move |source| LaunchError::Prepare { what, source };
     let memory =
         memfd::create("guest-memory", config.memory.0).map_err(|source| LaunchError::Memory {
@@ -196,6 +212,11 @@ fn start(config: &MachineConfig, options: &LaunchOptions) -> Result<Started, Lau
         qmp: spawn.inherit(qmp_qemu.into()),
         console: spawn.inherit(console_qemu.into()),
         lifecycle: spawn.inherit(lifecycle_qemu.into()),
+        nic: options
+            .nic
+            .into_iter()
+            .map(|fd| spawn.inherit(fd))
+            .collect(),
     };
     spawn
         .args(command_line(config, &fds))

@@ -34,6 +34,14 @@ pub enum PlugError {
     /// A device of that id is plugged.
     #[error("device `{0}` is plugged already")]
     Plugged(String),
+    /// Not the descriptors that the network card takes.
+    #[error("the network card takes {wanted} descriptors, and {given} are given")]
+    Descriptors {
+        /// How many it takes.
+        wanted: usize,
+        /// How many there are.
+        given: usize,
+    },
     /// QEMU's protocol is UTF-8.
     #[error("the path `{0}` is not UTF-8")]
     Path(PathBuf),
@@ -146,12 +154,11 @@ impl Machine {
         };
         self.qmp.device_del(id, patience).await.map_err(failed)?;
         *port = None;
-        match self.qmp.chardev_remove(&chardev_id(id)).await {
-            // Not every device has one.
-            Ok(()) => Ok(()),
-            Err(QmpError::Refused { desc, .. }) if desc.contains("not found") => Ok(()),
-            Err(error) => Err(failed(error)),
-        }
+        // Not every device has one.
+        self.qmp
+            .chardev_remove_any(&chardev_id(id))
+            .await
+            .map_err(failed)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The commands that are used, with their types.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Qmp, QmpError};
+use super::{COMMAND_TIMEOUT, Qmp, QmpError};
 
 /// Whether the guest's processors run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,18 @@ pub struct Status {
     pub running: bool,
     /// QEMU's word for the state: `running`, `paused`, `prelaunch`, `io-error`, …
     pub status: String,
+}
+
+/// What shall go and is not there is gone.
+fn gone_is_fine(result: Result<(), QmpError>) -> Result<(), QmpError> {
+    match result {
+        Err(QmpError::Refused { class, desc, .. })
+            if class == "DeviceNotFound" || desc.contains("not found") =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 impl Qmp {
@@ -113,6 +125,60 @@ impl Qmp {
     /// `chardev-remove`.
     pub async fn chardev_remove(&self, id: &str) -> Result<(), QmpError> {
         self.done("chardev-remove", json!({ "id": id })).await
+    }
+
+    /// `chardev-remove`; one that is not there is a success.
+    pub async fn chardev_remove_any(&self, id: &str) -> Result<(), QmpError> {
+        gone_is_fine(self.chardev_remove(id).await)
+    }
+
+    /// `getfd`: gives QEMU a descriptor under a name, which the command that uses it takes away again.
+    pub async fn getfd(&self, name: &str, fd: OwnedFd) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.give("getfd", arguments, Some(fd), COMMAND_TIMEOUT)
+            .await
+            .map(drop)
+    }
+
+    /// `closefd`; a name that was used is a success.
+    pub async fn closefd(&self, name: &str) -> Result<(), QmpError> {
+        gone_is_fine(self.done("closefd", json!({ "fdname": name })).await)
+    }
+
+    /// `chardev-add` of a connected socket that [`Qmp::getfd`] has given.
+    pub async fn chardev_add_fd(&self, id: &str, fd_name: &str) -> Result<(), QmpError> {
+        let addr = json!({ "type": "fd", "data": { "str": fd_name } });
+        let backend = json!({ "type": "socket", "data": { "addr": addr, "server": false } });
+        self.done("chardev-add", json!({ "id": id, "backend": backend }))
+            .await
+    }
+
+    /// `netdev_add` with QEMU's own arguments.
+    pub async fn netdev_add(&self, arguments: Value) -> Result<(), QmpError> {
+        self.done("netdev_add", arguments).await
+    }
+
+    /// `netdev_del`; one that is not there is a success.
+    pub async fn netdev_del(&self, id: &str) -> Result<(), QmpError> {
+        gone_is_fine(self.done("netdev_del", json!({ "id": id })).await)
+    }
+
+    /// `object-add`; `properties` are the object's own.
+    pub async fn object_add(
+        &self,
+        kind: &str,
+        id: &str,
+        properties: Value,
+    ) -> Result<(), QmpError> {
+        let mut arguments = properties;
+        arguments["qom-type"] = kind.into();
+        arguments["id"] = id.into();
+        self.done("object-add", arguments).await
+    }
+
+    /// `object-del`; one that is not there is a success.
+    pub async fn object_del(&self, id: &str) -> Result<(), QmpError> {
+        gone_is_fine(self.done("object-del", json!({ "id": id })).await)
     }
 
     /// `device_add`; `properties` are the device's own.

@@ -1,0 +1,94 @@
+//! Replacing the network card while the VM runs: what stood behind the old one has died.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Machine, PlugError};
+use crate::{
+    nic::{DRIVER, FILTER_ID, FILTER_SOCKETS, NETDEV_ID, NIC_ID, Nic, PORT_ID, filter},
+    qmp::QmpError,
+};
+
+impl Machine {
+    /// Takes the network card away, if there is one, and plugs this one in the same place. `fds` are what its netdev takes.
+    ///
+    /// The guest has to let the old card go, and sees the new one as a new interface without addresses, some 100 ms later.
+    /// When it fails there may be no card; it can be tried again. Not cancel safe: await it to its end.
+    pub async fn replace_nic(
+        &self,
+        nic: &Nic,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+    ) -> Result<(), PlugError> {
+        let (wanted, given) = (nic.netdev.descriptors(), fds.len());
+        if wanted != given {
+            return Err(PlugError::Descriptors { wanted, given });
+        }
+        let _alone = self.nic.lock().await;
+        self.remove_nic(patience)
+            .await
+            .map_err(|source| PlugError::Unplug {
+                id: NIC_ID.to_owned(),
+                source,
+            })?;
+        let names: Vec<String> = (0..fds.len()).map(|i| format!("nic-fd-{i}")).collect();
+        let added = self.add_nic(nic, &names, fds).await;
+        if added.is_err() {
+            for name in &names {
+                report(self.qmp.closefd(name).await);
+            }
+            report(self.remove_nic(patience).await);
+        }
+        added.map_err(|source| PlugError::Plug {
+            id: NIC_ID.to_owned(),
+            source,
+        })
+    }
+
+    /// Takes away the card and what is behind it, as far as it is there.
+    async fn remove_nic(&self, patience: Duration) -> Result<(), QmpError> {
+        self.qmp.device_del(NIC_ID, patience).await?;
+        self.qmp.object_del(FILTER_ID).await?;
+        self.qmp.netdev_del(NETDEV_ID).await?;
+        for socket in FILTER_SOCKETS {
+            self.qmp.chardev_remove_any(socket).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_nic(
+        &self,
+        nic: &Nic,
+        names: &[String],
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), QmpError> {
+        let qmp = &self.qmp;
+        for (name, fd) in names.iter().zip(fds) {
+            qmp.getfd(name, fd).await?;
+        }
+        qmp.netdev_add(nic.netdev.arguments(names)).await?;
+        if nic.netdev.filtered() {
+            for (socket, name) in FILTER_SOCKETS.into_iter().zip(names) {
+                qmp.chardev_add_fd(socket, name).await?;
+            }
+            let mut properties = json!({});
+            for (key, value) in filter() {
+                properties[key] = Value::from(value);
+            }
+            qmp.object_add("filter-redirector", FILTER_ID, properties)
+                .await?;
+        }
+        let card = json!({
+            "bus": PORT_ID, "addr": "0x0", "disable-legacy": "on", "netdev": NETDEV_ID, "mac": nic.mac, "romfile": "",
+        });
+        qmp.device_add(DRIVER, NIC_ID, card).await
+    }
+}
+
+/// Tells what could not be cleaned up; the error that is returned is the one that came first.
+fn report(result: Result<(), QmpError>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "something of the network card stays behind");
+    }
+}

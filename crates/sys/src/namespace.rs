@@ -5,9 +5,11 @@
 )]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::SingleThreaded;
 
@@ -103,9 +105,39 @@ pub fn unshare_cgroup(_proof: &SingleThreaded) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves the calling thread, and it alone, into a new network namespace. Processes that it starts are in it too.
+///
+/// The namespace is gone when its last process, thread, socket and descriptor are. Needs `CAP_SYS_ADMIN`.
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: a network namespace changes only which interfaces and ports new sockets see; no memory or descriptor is concerned.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Moves the calling thread, and it alone, into a network namespace. Needs `CAP_SYS_ADMIN`.
+pub fn enter_network(netns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(
+        netns,
+        Some(LinkNameSpaceType::Network),
+    )?)
+}
+
+/// Opens the network namespace of the calling thread, which lives as long as the descriptor. Needs `/proc`.
+pub fn network_of_thread() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(
+        "/proc/thread-self/ns/net",
+        flags,
+        Mode::empty(),
+    )?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd as _;
 
     #[test]
     fn a_process_has_every_kind() {
@@ -120,5 +152,24 @@ mod tests {
             inode(std::process::id(), "no").unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    #[test]
+    fn a_thread_goes_to_a_network_of_its_own_and_back() {
+        let name = "namespace::tests::a_thread_goes_to_a_network_of_its_own_and_back";
+        if hostel_testkit::require(name, hostel_testkit::Need::Root).is_none() {
+            return;
+        }
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        let home = network_of_thread().unwrap();
+        let seen = std::thread::spawn(move || {
+            unshare_network().unwrap();
+            let own = network_of_thread().unwrap();
+            enter_network(home.as_fd()).unwrap();
+            [inode(&home), inode(&own), inode(&network_of_thread().unwrap())]
+        });
+        let [home, own, back] = seen.join().unwrap();
+        assert!(own != home && back == home);
+        assert_eq!(inode(&network_of_thread().unwrap()), home);
     }
 }

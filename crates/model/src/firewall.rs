@@ -52,3 +52,20 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
 }
+
+impl Source {
+    /// Tells whether an address is one of these.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let different = network.to_bits() ^ address.to_bits();
+                different.leading_zeros() >= u32::from(self.bits)
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let different = network.to_bits() ^ address.to_bits();
+                different.leading_zeros() >= u32::from(self.bits)
+            }
+            _ => false,
+        }
+    }
+}

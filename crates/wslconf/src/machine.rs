@@ -532,8 +532,8 @@ impl MachineConf {
         if let Some(entry) = v.entry(&["experimental.dnsTunnelingIpAddress"]) {
             // An address that every room has on its own `lo`, or that no interface can have, would serve nobody.
             let fits = |address: &Ipv4Addr| {
-                !(address.is_loopback() || address.is_unspecified())
-                    && !(address.is_multicast() || address.is_broadcast())
+                let special = address.is_unspecified() || address.is_broadcast();
+                !(special || address.is_loopback() || address.is_multicast())
             };
             if let Some(address) = entry.value.parse().ok().filter(fits) {
                 e.dns_tunneling_ip_address = address;

@@ -19,11 +19,14 @@ mod shared;
 mod spine;
 mod users;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::RwLock};
 
 use hostel_testkit::Need;
 use hostel_tests::world;
 use libtest_mimic::{Arguments, Trial};
+
+/// Held for reading by every test, and for writing by one that changes the world for all.
+static WORLD: RwLock<()> = RwLock::new(());
 
 fn main() -> anyhow::Result<ExitCode> {
     if std::env::args().nth(1).as_deref() == Some(world::internet::ROLE) {
@@ -41,9 +44,19 @@ fn main() -> anyhow::Result<ExitCode> {
         ("archives", archives::TESTS),
         ("bad_days", bad_days::TESTS),
     ];
-    for (module, tests) in modules.into_iter().chain(net::tests()) {
-        for (name, test) in tests {
+    for (module, tests) in modules.iter().chain(net::TESTS) {
+        for (name, test) in *tests {
             trials.push(Trial::test(format!("{module}::{name}"), move || {
+                let _with_others = WORLD.read();
+                test();
+                Ok(())
+            }));
+        }
+    }
+    for (module, tests) in net::ALONE {
+        for (name, test) in *tests {
+            trials.push(Trial::test(format!("{module}::{name}"), move || {
+                let _alone = WORLD.write();
                 test();
                 Ok(())
             }));

@@ -1,7 +1,7 @@
 //! A state directory of a test's own, with the built programs over it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -18,6 +18,8 @@ pub struct Home {
     env: Vec<(String, String)>,
     /// Who uses it; `None`: who runs the tests.
     user: Option<u32>,
+    /// Whether `/dev/net/tun` cannot be opened there.
+    without_tun: bool,
 }
 
 /// The programs that Hostel consists of.
@@ -41,6 +43,7 @@ impl Home {
             dir,
             env: Vec::new(),
             user: None,
+            without_tun: false,
         })
     }
 
@@ -63,6 +66,13 @@ impl Home {
         self.user = Some(user);
         self.give(self.dir.path())?;
         Ok(self)
+    }
+
+    /// Hides `/dev/net/tun` from every command (and so from the daemon that the first one starts).
+    #[must_use]
+    pub fn without_tun(mut self) -> Self {
+        self.without_tun = true;
+        self
     }
 
     /// Returns a path under which the user of this home can read a file.
@@ -123,18 +133,25 @@ impl Home {
 
     /// Prepares `hostel` with arguments, in this home.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = if let Some(user) = self.user {
+        let mut words: Vec<OsString> = Vec::new();
+        if self.without_tun {
+            let hide = "mount --bind /dev/null /dev/net/tun && exec \"$@\"";
+            words.extend(["unshare", "--mount", "sh", "-c", hide, "sh"].map(OsString::from));
+        }
+        if let Some(user) = self.user {
             let id = user.to_string();
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
-                .arg(self.scratch("bin/hostel"))
-                .env("HOME", self.dir.path());
-            command
+            words.extend(
+                ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"].map(OsString::from),
+            );
+            words.push(self.scratch("bin/hostel").into());
         } else {
-            Command::new(crate::world::program("hostel"))
-        };
-        command.args(args);
+            words.push(crate::world::program("hostel").into());
+        }
+        let mut command = Command::new(words.remove(0));
+        command.args(words).args(args);
+        if self.user.is_some() {
+            command.env("HOME", self.dir.path());
+        }
         self.prepare(&mut command);
         command
     }

@@ -2,13 +2,29 @@
 
 mod backends;
 mod bench;
+mod faults;
+mod firewall;
+mod names;
 mod probe;
 mod reach;
+mod record;
+mod relay;
+mod rooms;
 
 /// Tests with their names.
 type Tests = &'static [(&'static str, fn())];
 
 /// The tests of this directory, by module.
-pub(crate) fn tests() -> Vec<(&'static str, Tests)> {
-    vec![("backends", backends::TESTS)]
-}
+pub(crate) const TESTS: &[(&str, Tests)] = &[
+    ("backends", backends::TESTS),
+    ("relay", relay::TESTS),
+    ("rooms", rooms::TESTS),
+    ("names", names::TESTS),
+    ("record", record::TESTS),
+    ("firewall", firewall::TESTS),
+    ("net_faults", faults::TESTS),
+];
+
+/// Those that must not run beside others.
+pub(crate) const ALONE: &[(&str, Tests)] =
+    &[("names", names::ALONE), ("net_faults", faults::ALONE)];

@@ -1,5 +1,5 @@
 //! Fixtures for tests: what a test needs and how it is skipped, child processes with deadlines that never outlive their
-//! test, and root file systems that are made once and kept.
+//! test, network namespaces of its own, and root file systems that are made once and kept.
 //!
 //! Not for: anything that ships. Stands beside the tree and uses nothing of ours. Unlike the libraries it reads the
 //! environment, prints, and panics: that is how a test fails.
@@ -13,6 +13,8 @@
 mod fixture;
 mod need;
 pub mod run;
+mod space;
 
 pub use fixture::{busybox_tar, cache_dir, debian_tar, kernel_deb};
 pub use need::{Need, require, skip};
+pub use space::Space;

@@ -171,6 +171,12 @@ fn set(table: &Table, set: &Set, number: u32) -> Message {
     message.network(4, set.elements.key_type());
     message.network(5, set.elements.key_length());
     message.network(10, number);
+    if !interval {
+        // For `nft` alone: the values are texts of this machine, not numbers of the network.
+        let mut order = vec![0, 4];
+        order.extend(1u32.to_ne_bytes());
+        message.attribute(13, &order);
+    }
     message
 }
 

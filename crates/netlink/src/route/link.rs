@@ -62,7 +62,7 @@ pub struct Bridge<'a> {
     pub name: &'a str,
     /// Its hardware address; without one it changes with its ports.
     pub mac: Option<[u8; 6]>,
-    /// Its alias, set from the first moment on.
+    /// Its alias; empty for none.
     pub alias: &'a str,
 }
 
@@ -130,7 +130,7 @@ impl Routing {
 
     /// Makes a bridge, which is down.
     pub fn add_bridge(&self, bridge: &Bridge<'_>) -> Result<(), NetlinkError> {
-        let mut message = create(bridge.name, bridge.mac, bridge.alias, None);
+        let mut message = create(bridge.name, bridge.mac, None);
         message.nest(INFO, |info| {
             info.text(INFO_KIND, "bridge");
             info.nest(INFO_DATA, |data| {
@@ -138,12 +138,13 @@ impl Routing {
                 data.native(BRIDGE_STP, 0);
             });
         });
-        self.socket.change(message)
+        self.socket.change(message)?;
+        self.mark(bridge.name, bridge.alias)
     }
 
     /// Makes a pair of interfaces, both down.
     pub fn add_veth(&self, veth: &Veth<'_>) -> Result<(), NetlinkError> {
-        let mut message = create(veth.name, veth.mac, veth.alias, veth.mtu);
+        let mut message = create(veth.name, veth.mac, veth.mtu);
         message.nest(INFO, |info| {
             info.text(INFO_KIND, "veth");
             info.nest(INFO_DATA, |data| {
@@ -156,13 +157,18 @@ impl Routing {
                 });
             });
         });
-        self.socket.change(message)
+        self.socket.change(message)?;
+        self.mark(veth.name, veth.alias)
     }
 
-    /// Makes an interface that leads nowhere, which is down.
-    pub fn add_dummy(&self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = create(name, None, "", None);
-        message.nest(INFO, |info| info.text(INFO_KIND, "dummy"));
+    /// Gives a new interface its alias, which the kernel does not take at birth.
+    fn mark(&self, name: &str, alias: &str) -> Result<(), NetlinkError> {
+        if alias.is_empty() {
+            return Ok(());
+        }
+        let mut message = Message::new(NEW, flags::REQUEST | flags::ACKNOWLEDGE);
+        message.bytes(&fixed(0, 0, 0));
+        describe(&mut message, name, None, alias, None);
         self.socket.change(message)
     }
 
@@ -215,11 +221,11 @@ fn fixed(index: u32, flags: u32, change: u32) -> Vec<u8> {
     bytes
 }
 
-fn create(name: &str, mac: Option<[u8; 6]>, alias: &str, mtu: Option<u32>) -> Message {
+fn create(name: &str, mac: Option<[u8; 6]>, mtu: Option<u32>) -> Message {
     let how = flags::REQUEST | flags::ACKNOWLEDGE | flags::CREATE | flags::EXCLUSIVE;
     let mut message = Message::new(NEW, how);
     message.bytes(&fixed(0, 0, 0));
-    describe(&mut message, name, mac, alias, mtu);
+    describe(&mut message, name, mac, "", mtu);
     message
 }
 

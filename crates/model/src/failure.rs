@@ -150,6 +150,10 @@ error_codes! {
     Incompatible = "incompatible", Unavailable;
     /// The daemon cannot be reached or started.
     Daemon = "daemon", Unavailable;
+    /// Nothing listens at an address.
+    Refused = "refused", Unavailable;
+    /// An address cannot be reached, or does not answer in time.
+    Unreachable = "unreachable", Unavailable;
     /// Something could not be fetched.
     Fetch = "fetch", Unavailable;
     /// A digest does not match.

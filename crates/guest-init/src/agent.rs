@@ -5,6 +5,7 @@
 
 mod clock;
 mod configure;
+mod connect;
 mod connection;
 mod dial;
 mod disks;
@@ -13,7 +14,9 @@ mod job;
 mod lifecycle;
 mod memory;
 mod modules_disk;
+mod netns;
 mod network;
+mod ports;
 mod pump;
 mod ready;
 mod resolver;

@@ -13,8 +13,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::connect::Connector;
 use super::distros::Distros;
 use super::modules_disk::ModulesDisk;
+use super::netns::Rooms;
+use super::ports::{Events as PortEvents, Ports};
 use super::sessions::{Events, Sessions};
 use super::{clock, configure, job};
 
@@ -29,6 +32,10 @@ pub(crate) struct State {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) distros: Arc<Distros>,
     pub(crate) modules: ModulesDisk,
+    /// The network namespaces of distributions that have one of their own.
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) connector: Arc<Connector>,
     /// Cancelled when the machine is to be switched off.
     pub(crate) power_off: CancellationToken,
     pub(crate) ready_ms: u64,
@@ -198,13 +205,15 @@ impl agent_server::Agent for Service {
 
     async fn watch_ports(
         &self,
-        _: Request<v1::WatchPortsRequest>,
+        request: Request<v1::WatchPortsRequest>,
     ) -> Answer<Self::WatchPortsStream> {
-        Err(Status::unimplemented("ports"))
+        let watched = self.0.ports.watch(request.get_ref());
+        answer(watched.map(|watched| Box::pin(watched) as EventStream<_>))
     }
 
-    async fn connect(&self, _: Request<v1::ConnectRequest>) -> Answer<v1::Empty> {
-        Err(Status::unimplemented("connect"))
+    async fn connect(&self, request: Request<v1::ConnectRequest>) -> Answer<v1::Empty> {
+        let connected = self.0.connector.connect(request.into_inner()).await;
+        answer(connected.map(|()| v1::Empty {}))
     }
 
     async fn dns(&self, _: Request<tonic::Streaming<v1::DnsAnswer>>) -> Answer<Self::DnsStream> {
@@ -230,13 +239,17 @@ impl agent_server::Agent for Service {
 impl State {
     /// Makes the state of a machine where nothing runs yet.
     pub(crate) fn new(dialer: super::dial::Dialer) -> Arc<Self> {
-        let sessions = Sessions::new(dialer);
+        let sessions = Sessions::new(dialer.clone());
+        let rooms = Rooms::new();
         // In the machine this is `/init`.
         let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
         Arc::new(Self {
             distros: Distros::new(sessions.clone(), program),
             sessions,
             modules: ModulesDisk::default(),
+            ports: Ports::new(rooms.clone(), PortEvents::Traced),
+            connector: Connector::new(dialer, rooms.clone()),
+            rooms,
             power_off: CancellationToken::new(),
             ready_ms: clock::boottime_ms(),
         })

@@ -1,0 +1,124 @@
+//! When to look at the sockets again.
+//!
+//! The kernel tells of a listener a moment before it can be listed, so one look at once is followed by two more. Looks cost
+//! time, more with many sockets: pauses grow with it, so that neither a storm of changes nor thousands of listeners take
+//! more than their share of a processor.
+
+use std::time::{Duration, Instant};
+
+/// The looks that follow an event.
+const AFTER: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(5),
+    Duration::from_millis(50),
+];
+
+/// Pause after a look, as a multiple of what the look cost: a fifth of a processor at most.
+const STORM: u32 = 4;
+
+/// The same for looks that nothing asked for: half a hundredth of a processor at most.
+const REST: u32 = 200;
+
+/// The longest pause, however slow looks are.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// When the next look is due.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The pause when nothing happens.
+    pause: Duration,
+    /// Looks that events asked for, in order.
+    due: Vec<Instant>,
+    /// When the last look ended, and what it cost.
+    last: Instant,
+    cost: Duration,
+}
+
+impl Plan {
+    /// Plans from now on; without events there is a look after every `pause`.
+    pub(super) fn new(pause: Duration, now: Instant) -> Self {
+        Self {
+            pause,
+            due: Vec::new(),
+            last: now,
+            cost: Duration::ZERO,
+        }
+    }
+
+    /// Something happened.
+    pub(super) fn event(&mut self, now: Instant) {
+        // What was due before stays due: a stream of events must not push looks away.
+        self.due.retain(|due| *due <= now);
+        self.due.truncate(1);
+        self.due.extend(AFTER.map(|after| now + after));
+    }
+
+    /// A look was made.
+    pub(super) fn looked(&mut self, began: Instant, ended: Instant) {
+        self.due.retain(|due| *due > began);
+        self.last = ended;
+        self.cost = ended.saturating_duration_since(began);
+    }
+
+    /// Returns when the next look is due.
+    pub(super) fn next(&self) -> Instant {
+        let rest = self.last + self.pause.max(self.cost * REST).min(LONGEST);
+        match self.due.first() {
+            Some(due) => rest.min((*due).max(self.last + (self.cost * STORM).min(LONGEST))),
+            None => rest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(2);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn an_event_is_followed_by_three_looks_and_then_rest() {
+        let start = Instant::now();
+        let mut plan = Plan::new(PAUSE, start);
+        assert_eq!(plan.next(), start + PAUSE);
+        let event = start + ms(100);
+        plan.event(event);
+        for after in AFTER {
+            assert_eq!(plan.next(), event + after);
+            plan.looked(plan.next(), plan.next());
+        }
+        assert_eq!(plan.next(), event + ms(50) + PAUSE);
+    }
+
+    #[test]
+    fn a_storm_neither_hides_a_look_nor_takes_the_processor() {
+        let start = Instant::now();
+        let mut plan = Plan::new(PAUSE, start);
+        let (mut now, mut looks, mut busy) = (start, 0, Duration::ZERO);
+        while now < start + Duration::from_secs(1) {
+            plan.event(now);
+            if plan.next() <= now {
+                plan.looked(now, now + ms(10));
+                now += ms(10);
+                (looks, busy) = (looks + 1, busy + ms(10));
+            }
+            now += ms(1);
+        }
+        assert!((10..=21).contains(&looks), "{looks}");
+        assert!(busy <= ms(210));
+    }
+
+    #[test]
+    fn slow_looks_are_rare_when_nothing_happens() {
+        let start = Instant::now();
+        let mut plan = Plan::new(PAUSE, start);
+        plan.looked(start, start + ms(20));
+        assert_eq!(plan.next(), start + ms(20) + ms(4000));
+        plan.looked(start, start + ms(500));
+        assert_eq!(plan.next(), start + ms(500) + LONGEST);
+    }
+}

@@ -209,7 +209,8 @@ impl Source {
     /// Tells whether an address is one of these.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        address.is_ipv4() == self.address.is_ipv4() && network(address, self.bits) == self.address
+        let here = |address| network(address, self.bits);
+        address.is_ipv4() == self.address.is_ipv4() && here(address) == here(self.address)
     }
 }
 

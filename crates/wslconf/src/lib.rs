@@ -12,6 +12,7 @@ mod edit;
 mod host;
 mod ini;
 mod machine;
+mod network;
 mod value;
 mod warning;
 mod wsl;
@@ -21,9 +22,9 @@ pub use edit::{EditError, remove, set};
 pub use host::{HostEntriesTooLarge, clean_hostname, host_entries, hosts_text, resolv_conf_text};
 pub use ini::FileKind;
 pub use machine::{
-    Accel, AutoMemoryReclaim, Experimental, General, HostNames, HostelSection, Ipv6, MacAddress,
-    MachineConf, NetworkBackend, NetworkingMode, Wsl2,
+    Accel, AutoMemoryReclaim, Experimental, General, HostelSection, MacAddress, MachineConf, Wsl2,
 };
+pub use network::{HostNames, Ipv6, NetworkBackend, NetworkingMode};
 pub use warning::{Level, Problem, Warning};
 pub use wsl::{
     Automount, Boot, Cgroups, FileServer, Filesystem, Gpu, Interop, Network, Time, User, WslConf,

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
     time::Duration,
@@ -13,7 +12,7 @@ use hostel_model::Bytes;
 use serde::Serialize;
 
 use crate::{
-    FileKind, Level, Problem, Warning,
+    FileKind, HostNames, Ipv6, Level, NetworkBackend, NetworkingMode, Problem, Warning, network,
     value::{
         Values, boolean, integer, millis, millis_or_never, optional_string, path, size, string,
         word,
@@ -241,66 +240,6 @@ pub enum Accel {
     Tcg,
 }
 
-/// How the VM is connected to the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NetworkBackend {
-    /// The first of the others, in their order, that works.
-    #[default]
-    Auto,
-    /// A bridge and a tap on the host.
-    Root,
-    /// The same in a namespace of the user's own, with pasta as the way out.
-    Rootless,
-    /// A passt process.
-    Passt,
-    /// QEMU's own user-mode network.
-    Slirp,
-}
-
-/// Whether the VM gets IPv6 addresses beyond link-local ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Ipv6 {
-    /// When the host has a global address itself.
-    #[default]
-    Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
-}
-
-/// How the host itself learns the names of the distributions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HostNames {
-    /// Not at all.
-    #[default]
-    Off,
-    /// systemd-resolved asks the gateway for them.
-    Resolved,
-    /// They stand in the host's `/etc/hosts`.
-    Hosts,
-}
-
-/// How the machine is connected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NetworkingMode {
-    /// Not at all.
-    None,
-    /// A network of its own behind the host's address.
-    #[default]
-    Nat,
-    /// On the host's own network.
-    Bridged,
-    /// With the host's addresses.
-    Mirrored,
-    /// Through a network stack in a host process.
-    Consomme,
-}
-
 /// What happens to cached memory of an idle machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -491,7 +430,7 @@ impl MachineConf {
         moved_bool(&mut c.firewall, "firewall");
         moved_bool(&mut c.auto_proxy, "autoProxy");
         let [new, old] = moved("networkingMode");
-        if let Some(mode) = v.get(&[&new, &old], networking_mode) {
+        if let Some(mode) = v.get(&[&new, &old], network::mode) {
             c.networking_mode = mode;
         }
 
@@ -590,7 +529,7 @@ impl MachineConf {
             "hostel.debianMirror",
             mirror,
         );
-        hostel_network(v, &mut conf.hostel);
+        network::read(v, &mut conf.hostel);
         (conf, values.finish())
     }
 
@@ -616,18 +555,6 @@ impl MachineConf {
     }
 }
 
-fn networking_mode(text: &str) -> Result<NetworkingMode, String> {
-    use NetworkingMode::{Bridged, Consomme, Mirrored, Nat, None};
-    let modes = [
-        ("none", None),
-        ("nat", Nat),
-        ("bridged", Bridged),
-        ("mirrored", Mirrored),
-    ];
-    let alias = [("consomme", Consomme), ("virtioproxy", Consomme)];
-    word(text, &[&modes[..], &alias[..]].concat())
-}
-
 fn mirror(text: &str) -> Result<Option<String>, String> {
     let known = ["http://", "https://", "file:/", "copy:/"]
         .iter()
@@ -638,49 +565,9 @@ fn mirror(text: &str) -> Result<Option<String>, String> {
     Err("it is a URL that apt understands".to_owned())
 }
 
-/// The keys of `[hostel]` about the network.
-fn hostel_network(v: &mut Values, hostel: &mut HostelSection) {
-    let network = |text: &str| {
-        use NetworkBackend::{Auto, Passt, Root, Rootless, Slirp};
-        let words = [
-            ("auto", Auto),
-            ("root", Root),
-            ("rootless", Rootless),
-            ("passt", Passt),
-            ("slirp", Slirp),
-        ];
-        word(text, &words)
-    };
-    v.set(&mut hostel.network, "hostel.network", network);
-    let ipv6 = |text: &str| {
-        let words = [("auto", Ipv6::Auto), ("on", Ipv6::On), ("off", Ipv6::Off)];
-        word(text, &words)
-    };
-    v.set(&mut hostel.ipv6, "hostel.ipv6", ipv6);
-    if let Some(addresses) = items(v, "hostel.relayListen", listen_address) {
-        hostel.relay_listen = addresses;
-    }
-    let mut ports: Vec<u16> = items(v, "hostel.udpPorts", ports)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    hostel.udp_ports = ports;
-    let host_names = |text: &str| {
-        use HostNames::{Hosts, Off, Resolved};
-        word(
-            text,
-            &[("off", Off), ("resolved", Resolved), ("hosts", Hosts)],
-        )
-    };
-    v.set(&mut hostel.host_names, "hostel.hostNames", host_names);
-}
-
 /// Returns the good items of a key that holds a list; the others are noted. `None` when the key is not given, or gives
 /// items but no good one.
-fn items<T>(
+pub(crate) fn items<T>(
     v: &mut Values,
     key: &str,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -705,28 +592,10 @@ fn items<T>(
     (!bad || !found.is_empty()).then_some(found)
 }
 
-fn port(text: &str) -> Result<u16, String> {
+pub(crate) fn port(text: &str) -> Result<u16, String> {
     let port = integer(text).ok().and_then(|port| u16::try_from(port).ok());
     port.filter(|port| *port > 0)
         .ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
-}
-
-/// A port, or a first and a last one with `-` between them.
-fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first.trim())?, port(last.trim())?);
-    if first > last {
-        return Err("a range begins with the lower port".to_owned());
-    }
-    Ok(first..=last)
-}
-
-fn listen_address(text: &str) -> Result<IpAddr, String> {
-    let address: Result<IpAddr, _> = text.parse();
-    address
-        .ok()
-        .filter(|address| !address.is_multicast() && *address != IpAddr::V4(Ipv4Addr::BROADCAST))
-        .ok_or_else(|| "it is an address of this host, such as `127.0.0.1` or `::1`".to_owned())
 }
 
 fn list(text: &str) -> impl Iterator<Item = &str> {

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What quickstart and test share: words, steps with their time, set-up of the host. To be sourced.
+# What quickstart, tour and test share: words, steps with their time, set-up of the host. To be sourced.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Administrators' programs (mke2fs, ip) are not in every user's search path.
@@ -163,4 +163,36 @@ need_rust() {
 need_host() {
     [[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
         fail "Hostel runs on Linux on x86-64, this is $(uname -s) on $(uname -m)"
+}
+
+# The client; build puts it there.
+hostel=$root/target/release/hostel
+
+# build: the programs, in target/release.
+build() { cargo xtask build --release; }
+
+# install_kernel: fetches and verifies a kernel, once.
+install_kernel() {
+    if "$hostel" kernel list --json 2>/dev/null | grep -q '"release"'; then
+        say "    a kernel is installed already"
+    else
+        "$hostel" kernel install
+    fi
+}
+
+# install_distro SOURCE NAME: makes a distribution, once.
+install_distro() {
+    if "$hostel" list --quiet 2>/dev/null | grep -qx "$2"; then
+        say "    $2 is installed already"
+    else
+        "$hostel" install "$1" --name "$2"
+    fi
+}
+
+# namespaces NAME: the namespaces of a distribution seen from inside, kind and inode, one a line.
+namespaces() {
+    # shellcheck disable=SC2016
+    "$hostel" -d "$1" -- 'for n in cgroup ipc mnt net pid time user uts; do
+        echo "$n $(readlink /proc/self/ns/$n | tr -dc 0-9)"
+    done'
 }

@@ -22,6 +22,33 @@ pub(crate) fn distros() -> Vec<CompletionCandidate> {
         .collect()
 }
 
+/// Returns the words of a rule of the firewall.
+pub(crate) fn rule_words() -> Vec<CompletionCandidate> {
+    [
+        ("allow", "let it in"),
+        ("deny", "drop it"),
+        ("tcp", "TCP"),
+        ("udp", "UDP"),
+        ("icmp", "ICMP and ICMPv6"),
+        ("any", "every protocol"),
+        ("from", "an address or a network follows"),
+    ]
+    .map(|(word, help)| CompletionCandidate::new(word).help(Some(help.into())))
+    .into()
+}
+
+/// Returns what a rule can do with a port.
+pub(crate) fn port_actions() -> Vec<CompletionCandidate> {
+    [
+        ("same", "the same number on the host"),
+        ("off", "not on the host"),
+        ("remap", "the next free number on the host"),
+        ("remap=", "that number on the host"),
+    ]
+    .map(|(word, help)| CompletionCandidate::new(word).help(Some(help.into())))
+    .into()
+}
+
 /// Reads the names leniently: whatever has a `name` that is a valid one, in the registry or in a distribution's own file.
 fn names(paths: &Paths) -> Vec<String> {
     let mut found = Vec::new();

@@ -58,6 +58,16 @@ impl Printer {
         !self.quiet && !self.json
     }
 
+    /// Returns how many columns the terminal of stdout has; `None` when it is none: a pipe gets whole lines.
+    #[expect(
+        clippy::unused_self,
+        reason = "everything about the streams goes through a printer"
+    )]
+    pub(crate) fn width(&self) -> Option<usize> {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+        Some(usize::from(size.ws_col)).filter(|w| *w > 0)
+    }
+
     /// Prints data.
     pub(crate) fn data(&self, text: &str) -> Result<(), Trouble> {
         self.bytes(text.as_bytes())
@@ -79,6 +89,13 @@ impl Printer {
     pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), Trouble> {
         let mut text =
             serde_json::to_string_pretty(value).expect("our own values have string keys");
+        text.push('\n');
+        self.data(&text)
+    }
+
+    /// Prints data as JSON in one line, for readers of lines.
+    pub(crate) fn json_line(&self, value: &impl Serialize) -> Result<(), Trouble> {
+        let mut text = serde_json::to_string(value).expect("our own values have string keys");
         text.push('\n');
         self.data(&text)
     }

@@ -2,6 +2,7 @@
 
 mod distro;
 mod image;
+mod network;
 mod run;
 mod system;
 mod words;
@@ -10,6 +11,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub(crate) use distro::{InspectArgs, ListArgs, NameArgs, OptionalNameArgs, RenameArgs, StopArgs};
 pub(crate) use image::{ExportArgs, Format, ImportArgs, InstallArgs};
+pub(crate) use network::{
+    FirewallArgs, FirewallVerb, ManageArgs, NetArgs, NetSetArgs, NetVerb, PortAction, PortRuleArgs,
+    PortsArgs, PortsVerb, Room,
+};
 pub(crate) use run::{AttachArgs, DebugShellArgs, ExecArgs, RunArgs, split_variable};
 pub(crate) use system::{
     CompletionsArgs, KernelInstallArgs, KernelUseArgs, KernelVerb, LogKind, LogsArgs, ManArgs,
@@ -112,6 +117,9 @@ pub(crate) enum Verb {
     #[command(after_help = "Example: hostel status --json")]
     Status,
     Inspect(InspectArgs),
+    Manage(ManageArgs),
+    Net(NetArgs),
+    Ports(PortsArgs),
     /// Install, list and choose the kernel of the virtual machine
     #[command(
         subcommand,

@@ -7,7 +7,7 @@ use crate::{
     args::ListArgs,
     connect::{self, Daemon},
     surroundings::Context,
-    text::{Table, printable},
+    text::{Table, printable, with},
     trouble::Trouble,
     view,
 };
@@ -52,9 +52,11 @@ fn plain(distros: &[Distro], mark: bool) -> String {
     out
 }
 
-/// The columns of the reference (LIST-6), and three of ours.
+/// The columns of the reference (LIST-6), and four of ours.
 fn verbose(distros: &[Distro]) -> String {
-    let mut table = Table::new(&["  NAME", "STATE", "VERSION", "OS", "DISK", "BASE"]);
+    let mut table = Table::new(&[
+        "  NAME", "STATE", "VERSION", "OS", "DISK", "BASE", "NETWORK",
+    ]);
     for d in distros {
         let mark = if d.is_default { '*' } else { ' ' };
         let os = if d.os_pretty_name.is_empty() {
@@ -69,6 +71,7 @@ fn verbose(distros: &[Distro]) -> String {
             os.clone(),
             Bytes(d.disk_bytes).to_string(),
             Bytes(d.base_bytes).to_string(),
+            with(&d.network, &d.address),
         ]);
     }
     table.render()
@@ -95,6 +98,8 @@ mod tests {
             os_pretty_name: "Debian GNU/Linux 13 (trixie)".into(),
             disk_bytes: 3 << 20,
             base_bytes: 200 << 20,
+            network: "own".into(),
+            address: "172.19.133.7".into(),
             ..Distro::default()
         };
         let evil = Distro {
@@ -112,8 +117,8 @@ mod tests {
     fn lists_look_as_in_the_reference() {
         assert_eq!(plain(&distros(), true), "trixie (Default)\nb\n");
         assert_eq!(plain(&distros(), false), "trixie\nb\n");
-        let want = "  NAME    STATE    VERSION  OS                            DISK     BASE\n\
-                    * trixie  Running  2        Debian GNU/Linux 13 (trixie)  3.0 MiB  200 MiB\n  \
+        let want = "  NAME    STATE    VERSION  OS                            DISK     BASE     NETWORK\n\
+                    * trixie  Running  2        Debian GNU/Linux 13 (trixie)  3.0 MiB  200 MiB  own (172.19.133.7)\n  \
                       b       Stopped  2        x\\u{1b}[2J                    0 B      0 B\n";
         assert_eq!(verbose(&distros()), want);
     }

@@ -7,6 +7,9 @@ mod host_checks;
 mod kernel;
 mod list;
 mod logs;
+mod manage;
+mod net;
+mod ports;
 mod run;
 mod script;
 mod show;
@@ -44,6 +47,9 @@ pub(crate) async fn dispatch(context: &Context, cli: Cli) -> Result<u8, Trouble>
         Verb::Version => system::version(context).await,
         Verb::Status => show::status(context).await,
         Verb::Inspect(args) => show::inspect(context, args).await,
+        Verb::Manage(args) => manage::manage(context, args).await,
+        Verb::Net(args) => net::net(context, args).await,
+        Verb::Ports(args) => ports::ports(context, args).await,
         Verb::Sessions => show::sessions(context).await,
         Verb::Kernel(KernelVerb::Install(args)) => kernel::install(context, args).await,
         Verb::Kernel(KernelVerb::List) => kernel::list(context).await,

@@ -7,43 +7,10 @@ use crate::{
     args::InspectArgs,
     connect::{self, Daemon},
     surroundings::Context,
-    text::{Table, clock, lasted, printable},
+    text::{Facts, Table, clock, lasted, number, with},
     trouble::Trouble,
     view,
 };
-
-/// Lines of `label: value`, those without a value left out.
-#[derive(Default)]
-struct Facts(Vec<(&'static str, String)>);
-
-impl Facts {
-    fn add(&mut self, label: &'static str, value: impl Into<String>) {
-        let value = value.into();
-        if !value.is_empty() {
-            self.0.push((label, value));
-        }
-    }
-
-    fn render(&self) -> String {
-        let width = self
-            .0
-            .iter()
-            .map(|(label, _)| label.len())
-            .max()
-            .unwrap_or(0);
-        let mut out = String::new();
-        for (label, value) in &self.0 {
-            let value = value.replace('\n', " ");
-            out.extend([
-                *label,
-                " ".repeat(width - label.len() + 2).as_str(),
-                &printable(&value),
-                "\n",
-            ]);
-        }
-        out
-    }
-}
 
 /// Returns a size, or nothing when it is not known.
 fn size(bytes: u64) -> String {
@@ -51,20 +18,6 @@ fn size(bytes: u64) -> String {
         String::new()
     } else {
         Bytes(bytes).to_string()
-    }
-}
-
-/// Returns a number, or nothing when it is not known.
-fn number(n: u32) -> String {
-    if n == 0 { String::new() } else { n.to_string() }
-}
-
-/// Returns a value with a remark behind it.
-fn with(value: &str, remark: &str) -> String {
-    if value.is_empty() || remark.is_empty() {
-        value.to_owned()
-    } else {
-        format!("{value} ({remark})")
     }
 }
 
@@ -138,13 +91,30 @@ fn status_text(reply: &v1::StatusReply) -> String {
         facts.add("last end", vm.last_end.clone());
     }
     if let Some(net) = &reply.network {
-        facts.add("network", with(&net.backend, &net.backend_reason));
-        facts.add("address", with(&net.address, &net.subnet));
-        facts.add("gateway", net.gateway.clone());
-        facts.add("mac", net.mac.clone());
-        facts.add("dns", net.dns.join(" "));
+        network_facts(&mut facts, net);
     }
     facts.render()
+}
+
+/// The network in a few lines; `hostel net` tells the rest.
+fn network_facts(facts: &mut Facts, net: &v1::NetworkStatus) {
+    facts.add("network", with(&net.backend, &net.backend_reason));
+    facts.add("mode", net.mode.clone());
+    facts.add("address", with(&net.address, &net.subnet));
+    facts.add("gateway", with(&net.gateway, &on(&net.bridge)));
+    facts.add("mac", net.mac.clone());
+    facts.add("mtu", number(net.mtu));
+    facts.add("ipv6", net.ipv6.clone());
+    facts.add("dns", net.dns.join(" "));
+}
+
+/// Says which interface holds an address.
+pub(super) fn on(interface: &str) -> String {
+    if interface.is_empty() {
+        String::new()
+    } else {
+        format!("on {interface}")
+    }
 }
 
 /// `hostel inspect`.
@@ -198,6 +168,7 @@ fn inspect_text(reply: &v1::InspectReply) -> String {
         facts.add("base", d.base.clone());
     }
     facts.add("hostname", reply.hostname.clone());
+    facts.add("network", with(&reply.network, &reply.address));
     facts.add("directory", reply.directory.clone());
     facts.add("disk", with(&reply.disk, &reply.disk_serial));
     facts.add("base image", reply.base_path.clone());

@@ -24,6 +24,22 @@ fn help_is_as_recorded() {
         "set-default",
         "status",
         "inspect",
+        "manage",
+        "net",
+        "net show",
+        "net list",
+        "net adapters",
+        "net backends",
+        "net set",
+        "net firewall",
+        "net firewall list",
+        "net firewall add",
+        "net firewall rm",
+        "net firewall clear",
+        "ports",
+        "ports rules",
+        "ports set",
+        "ports unset",
         "kernel",
         "kernel install",
         "kernel list",
@@ -90,15 +106,26 @@ fn names_complete_without_a_daemon() {
         r#"{"name":"trixie"}"#,
     )
     .unwrap();
-    let mut command = fake.command(&["--", "hostel", "start", "t"]);
-    command
-        .env("HOSTEL_COMPLETE", "bash")
-        .env("_CLAP_COMPLETE_INDEX", "2")
-        .env("_CLAP_COMPLETE_COMP_TYPE", "9");
-    command
-        .env("_CLAP_COMPLETE_SPACE", "false")
-        .env("_CLAP_IFS", "\n");
-    let (code, out, err) = texts(&crate::support::Running::start(&mut command).finish());
-    assert_eq!((code, out.trim()), (Some(0), "trixie"), "{err}");
+    for (words, want) in [
+        (&["start", "t"][..], "trixie"),
+        (&["manage", "t"], "trixie"),
+        (&["manage", "trixie", "--network", "i"], "isolated"),
+        (&["ports", "set", "--distro", "t"], "trixie"),
+        (&["ports", "set", "80", "s"], "same"),
+        (&["ports", "unset", "-d", "t"], "trixie"),
+        (&["net", "firewall", "add", "al"], "allow"),
+        (&["net", "firewall", "add", "allow", "tc"], "tcp"),
+        (&["net", "ad"], "adapters"),
+    ] {
+        let mut command = fake.command(&[&["--", "hostel"], words].concat());
+        command
+            .env("HOSTEL_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", words.len().to_string())
+            .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+            .env("_CLAP_COMPLETE_SPACE", "false")
+            .env("_CLAP_IFS", "\n");
+        let (code, out, err) = texts(&crate::support::Running::start(&mut command).finish());
+        assert_eq!((code, out.trim()), (Some(0), want), "{words:?} {err}");
+    }
     assert_eq!(fake.calls("greet"), 0);
 }

@@ -6,6 +6,7 @@
 )]
 
 mod help;
+mod network;
 mod sessions;
 mod starting;
 mod support;

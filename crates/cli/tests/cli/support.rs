@@ -102,6 +102,22 @@ pub(crate) struct Script {
     pub(crate) calls: Vec<(&'static str, String)>,
     /// What import read.
     pub(crate) imported: Vec<u8>,
+    pub(crate) vm_state: String,
+    pub(crate) network: v1::NetworkReply,
+    pub(crate) firewall: v1::FirewallReply,
+    pub(crate) port_rules: Vec<v1::PortRule>,
+    pub(crate) managed: v1::ManageReply,
+    /// Answers to what changes the network's settings, instead of doing it.
+    pub(crate) refusal: Option<Failure>,
+}
+
+impl Script {
+    fn allowed(&self) -> Result<(), Status> {
+        match &self.refusal {
+            Some(failure) => Err(hostel_proto::status_of(failure)),
+            None => Ok(()),
+        }
+    }
 }
 
 struct Shared {
@@ -110,6 +126,8 @@ struct Shared {
     claims: Mutex<VecDeque<([u8; 32], mpsc::Sender<UnixStream>)>>,
     sessions: Mutex<mpsc::Sender<Session>>,
     nudges: Mutex<mpsc::Sender<(&'static str, v1::ResizeRequest, v1::SignalRequest)>>,
+    /// The ledger of ports as it is now.
+    ports: tokio::sync::watch::Sender<Vec<v1::Port>>,
 }
 
 /// A daemon that does what a test says.
@@ -147,6 +165,7 @@ impl Fake {
             claims: Mutex::default(),
             sessions: Mutex::new(session_send),
             nudges: Mutex::new(nudge_send),
+            ports: tokio::sync::watch::Sender::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -207,6 +226,16 @@ impl Fake {
 
     pub(crate) fn script<T>(&self, f: impl FnOnce(&mut Script) -> T) -> T {
         f(&mut self.shared.script.lock().unwrap())
+    }
+
+    /// Changes the ledger of ports; those who watch it hear of it.
+    pub(crate) fn set_ports(&self, ports: Vec<v1::Port>) {
+        self.shared.ports.send_replace(ports);
+    }
+
+    /// The request of the last call, as text.
+    pub(crate) fn last_call(&self) -> (&'static str, String) {
+        self.script(|s| s.calls.last().cloned().expect("there was a call"))
     }
 
     pub(crate) fn calls(&self, name: &str) -> usize {
@@ -510,6 +539,10 @@ impl Hostel for Service {
         Ok(Response::new(v1::StatusReply {
             version: "9.9.9".into(),
             pid: 42,
+            vm: Some(v1::VmStatus {
+                state: self.0.script.lock().unwrap().vm_state.clone(),
+                ..Default::default()
+            }),
             ..Default::default()
         }))
     }
@@ -678,32 +711,86 @@ impl Hostel for Service {
         self.note("kernel-use", &request);
         Ok(Response::new(v1::Empty {}))
     }
+    async fn network(&self, request: Request<v1::NetworkRequest>) -> Answer<v1::NetworkReply> {
+        self.note("network", &request);
+        Ok(Response::new(self.0.script.lock().unwrap().network.clone()))
+    }
+    async fn network_set(
+        &self,
+        request: Request<v1::NetworkSetRequest>,
+    ) -> Answer<v1::NetworkReply> {
+        self.note("network-set", &request);
+        let request = request.into_inner();
+        let mut script = self.0.script.lock().unwrap();
+        script.allowed()?;
+        let status = script.network.status.get_or_insert_default();
+        for (old, new) in [
+            (&mut status.subnet, request.subnet),
+            (&mut status.gateway, request.gateway),
+            (&mut status.address, request.address),
+        ] {
+            if !new.is_empty() {
+                *old = new;
+            }
+        }
+        Ok(Response::new(script.network.clone()))
+    }
+    async fn firewall(&self, request: Request<v1::FirewallRequest>) -> Answer<v1::FirewallReply> {
+        self.note("firewall", &request);
+        let request = request.into_inner();
+        let mut script = self.0.script.lock().unwrap();
+        script.allowed()?;
+        let rules = &mut script.firewall.rules;
+        rules.retain(|r| !request.clear && !request.remove.contains(&r.number));
+        rules.extend(request.add);
+        for (number, rule) in (1..).zip(rules) {
+            rule.number = number;
+        }
+        script.firewall.default_action = "deny".into();
+        Ok(Response::new(script.firewall.clone()))
+    }
     type PortsStream = Events<v1::PortsReply>;
-
-    async fn network(&self, _: Request<v1::NetworkRequest>) -> Answer<v1::NetworkReply> {
-        Err(Status::unimplemented("network"))
+    async fn ports(&self, request: Request<v1::PortsRequest>) -> Answer<Self::PortsStream> {
+        self.note("ports", &request);
+        let watch = request.into_inner().watch;
+        let ledger = tokio_stream::wrappers::WatchStream::new(self.0.ports.subscribe())
+            .map(|ports| Ok(v1::PortsReply { ports }));
+        Ok(Response::new(if watch {
+            Box::pin(ledger)
+        } else {
+            Box::pin(ledger.take(1))
+        }))
     }
-
-    async fn network_set(&self, _: Request<v1::NetworkSetRequest>) -> Answer<v1::NetworkReply> {
-        Err(Status::unimplemented("network"))
+    async fn port_policy(
+        &self,
+        request: Request<v1::PortPolicyRequest>,
+    ) -> Answer<v1::PortPolicyReply> {
+        self.note("port-policy", &request);
+        let request = request.into_inner();
+        let mut script = self.0.script.lock().unwrap();
+        script.allowed()?;
+        let gone = [&request.set[..], &request.unset[..]].concat();
+        let about = |r: &v1::PortRule| (r.distro.clone(), r.port, r.protocol.clone());
+        let rules = &mut script.port_rules;
+        rules.retain(|r| gone.iter().all(|g| about(g) != about(r)));
+        rules.extend(request.set);
+        Ok(Response::new(v1::PortPolicyReply {
+            rules: rules.clone(),
+            listen: "127.0.0.1, ::1".into(),
+            forwarding: true,
+        }))
     }
-
-    async fn firewall(&self, _: Request<v1::FirewallRequest>) -> Answer<v1::FirewallReply> {
-        Err(Status::unimplemented("firewall"))
+    async fn manage(&self, request: Request<v1::ManageRequest>) -> Answer<v1::ManageReply> {
+        self.note("manage", &request);
+        let request = request.into_inner();
+        let mut script = self.0.script.lock().unwrap();
+        script.allowed()?;
+        if !request.network.is_empty() {
+            script.managed.network = request.network;
+            script.managed.address = request.address;
+        }
+        Ok(Response::new(script.managed.clone()))
     }
-
-    async fn ports(&self, _: Request<v1::PortsRequest>) -> Answer<Self::PortsStream> {
-        Err(Status::unimplemented("ports"))
-    }
-
-    async fn port_policy(&self, _: Request<v1::PortPolicyRequest>) -> Answer<v1::PortPolicyReply> {
-        Err(Status::unimplemented("ports"))
-    }
-
-    async fn manage(&self, _: Request<v1::ManageRequest>) -> Answer<v1::ManageReply> {
-        Err(Status::unimplemented("manage"))
-    }
-
     type LogsStream = Events<v1::LogChunk>;
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Answer<Self::LogsStream> {
         self.note("logs", &request);

@@ -32,7 +32,7 @@ fn list_prints_data_and_nothing_else() {
         (&["list", "-q"], "trixie\nb\n"),
         (
             &["list", "-v"],
-            "  NAME    STATE    VERSION  OS  DISK  BASE\n* trixie  Running  2            0 B   0 B\n  b       Stopped  2            0 B   0 B\n",
+            "  NAME    STATE    VERSION  OS  DISK  BASE  NETWORK\n* trixie  Running  2            0 B   0 B\n  b       Stopped  2            0 B   0 B\n",
         ),
     ] {
         assert_eq!(

@@ -8,6 +8,7 @@
 mod client;
 
 mod protocol;
+pub mod server;
 
 pub use client::{CallError, Client, Done, Mode, Outcome, Raised, SpawnError, descriptors, raised};
 pub use protocol::{

@@ -202,6 +202,8 @@ pub enum Event {
     Failed(Refusal),
     /// Someone else had removed or changed this (a few words); it was put back.
     Repaired(String),
+    /// This could not be put back; it is tried again.
+    Trouble(Refusal),
     /// The tap is gone, and with it the VM's card: only a new [`Request::Up`] gives a new one.
     TapLost,
     /// The state of the way out changed.

@@ -134,8 +134,12 @@ pub(crate) fn firewall(r: &v1::FirewallReply) -> Value {
     json!({ "rules": rules, "default": r.default_action, "in_force": r.in_force, "advice": r.advice })
 }
 
-/// A line of the port ledger.
-pub(crate) fn port(p: &v1::Port) -> Value {
+/// The port ledger.
+pub(crate) fn ports(ports: &[v1::Port]) -> Value {
+    json!({ "ports": ports.iter().map(port).collect::<Vec<_>>() })
+}
+
+fn port(p: &v1::Port) -> Value {
     json!({
         "distro": p.distro, "protocol": p.protocol, "guest_address": p.guest_address, "guest_port": p.guest_port,
         "pid": p.pid, "process": p.process, "host_addresses": p.host_addresses, "state": p.state, "reason": p.reason,

@@ -63,9 +63,7 @@ async fn show(context: &Context) -> Result<(), Trouble> {
         None => Vec::new(),
     };
     if context.printer.json {
-        return context
-            .printer
-            .json(&ports.iter().map(view::port).collect::<Vec<_>>());
+        return context.printer.json(&view::ports(&ports));
     }
     print(context, &ports)
 }
@@ -84,8 +82,7 @@ async fn watch(context: &Context) -> Result<(), Trouble> {
         };
         let Some(next) = next else { return Ok(()) };
         if context.printer.json {
-            let line: Vec<_> = next.ports.iter().map(view::port).collect();
-            context.printer.json_line(&line)?;
+            context.printer.json_line(&view::ports(&next.ports))?;
             continue;
         }
         if !first {

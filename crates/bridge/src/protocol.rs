@@ -198,7 +198,7 @@ pub enum Event {
         /// [`VERSION`] of the server.
         version: u32,
     },
-    /// The first and only packet of a server that cannot work.
+    /// The last packet of a server that cannot work here, or no longer.
     Failed(Refusal),
     /// Someone else had removed or changed this (a few words); it was put back.
     Repaired(String),

@@ -18,8 +18,7 @@ use super::{
     uplink::{self, Remote},
 };
 use crate::protocol::{
-    Event, MAX_MESSAGE, Message, Numbered, Refusal, RefusalCode, Reply, Request, Status, Up,
-    Uplink, VERSION,
+    Event, MAX_MESSAGE, Message, Refusal, RefusalCode, Reply, Request, Status, Up, Uplink, VERSION,
 };
 
 /// A client that does not read is gone after this.
@@ -33,6 +32,14 @@ pub(super) fn host(socket: &OwnedFd) -> Result<(), Refusal> {
 /// Serves in a network namespace of our own, with another process outside that starts the way out.
 pub(super) fn namespace(socket: &OwnedFd, outside: Remote) -> Result<(), Refusal> {
     Server::begin(socket, Some(outside))?.run()
+}
+
+/// A request as it came; with the number, what is wrong with the rest can be told.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Heard {
+    id: u64,
+    request: serde_json::Value,
 }
 
 struct Server<'a> {
@@ -133,9 +140,11 @@ impl<'a> Server<'a> {
             ));
         }
         // Without a number there is nobody to answer: such a client is not understood at all.
-        let Numbered { id, request } = serde_json::from_slice(&buffer[..length])
+        let Heard { id, request } = serde_json::from_slice(&buffer[..length])
             .map_err(|e| Refusal::of(RefusalCode::Invalid, &e))?;
-        let (result, fds) = match self.answer(request) {
+        let request =
+            serde_json::from_value(request).map_err(|e| Refusal::of(RefusalCode::Invalid, &e));
+        let (result, fds) = match request.and_then(|request| self.answer(request)) {
             Ok((reply, fds)) => (Ok(reply), fds),
             Err(refusal) => (Err(refusal), Vec::new()),
         };

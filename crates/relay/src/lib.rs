@@ -2,11 +2,19 @@
 //!
 //! Not for: knowing what listens (that comes in), or how to reach the guest (a [`Connector`] does that). A mechanism.
 
+mod book;
 mod connector;
+mod copy;
+mod door;
+mod holder;
 mod ledger;
 mod listener;
+mod policy;
 mod relay;
 mod settings;
+mod shared;
+mod socket;
+mod udp;
 
 pub use connector::{Connector, Duplex, GuestDatagrams, GuestStream};
 pub use ledger::{Entry, State};

@@ -1,17 +1,34 @@
-//! The relay as others see it.
+//! The relay as others see it, and the task that tries again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::Notify, sync::watch};
 
-use crate::{Connector, Entry, GuestListener, Limits, ListenerKey, Settings, State};
+use crate::{
+    Connector, Entry, GuestListener, Limits, ListenerKey, Settings,
+    book::Book,
+    holder,
+    shared::{Shared, lock},
+};
 
-/// What listens in the guest, and what of it is on the host.
+/// The first pause before a port that is taken is tried again, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// How often what the connections tell reaches the watchers.
+const NOTE_PAUSE: Duration = Duration::from_millis(100);
+
+/// What listens in the guest, and what of it is on the host. Dropped, it ends everything it began.
 pub struct Relay {
-    known: Mutex<(Vec<GuestListener>, Settings)>,
+    shared: Arc<Shared>,
+    book: Arc<Mutex<Book>>,
     changed: watch::Sender<u64>,
-    limits: Limits,
-    connector: Arc<dyn Connector>,
+    /// Something could not be had.
+    unsettled: Arc<Notify>,
+    runtime: Handle,
 }
 
 impl Relay {
@@ -26,58 +43,55 @@ impl Relay {
         settings: Settings,
         limits: Limits,
     ) -> Arc<Self> {
+        let shared = Arc::new(Shared::new(connector, limits));
+        let book = Arc::new(Mutex::new(Book::new(Arc::clone(&shared), settings)));
+        let changed = watch::Sender::new(0);
+        let unsettled = Arc::new(Notify::new());
+        let keeper = Keeper {
+            shared: Arc::clone(&shared),
+            book: Arc::clone(&book),
+            changed: changed.clone(),
+            unsettled: Arc::clone(&unsettled),
+        };
+        shared.tasks.spawn(keeper.run());
         Arc::new(Self {
-            known: Mutex::new((Vec::new(), settings)),
-            changed: watch::Sender::new(0),
-            limits,
-            connector,
+            shared,
+            book,
+            changed,
+            unsettled,
+            runtime: Handle::current(),
         })
     }
 
     /// Takes the whole list of what listens. What was known before and is not in it is gone; what stays keeps its sockets.
     pub fn reset(&self, listeners: Vec<GuestListener>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.0 = listeners;
-        self.changed.send_modify(|n| *n += 1);
+        self.edit(|book| book.reset(listeners));
     }
 
     /// Takes what changed. A listener that is in both lists keeps its sockets on the host.
     pub fn change(&self, added: Vec<GuestListener>, removed: &[ListenerKey]) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.0.retain(|l| !removed.contains(&l.key()));
-        known.0.extend(added);
-        self.changed.send_modify(|n| *n += 1);
+        self.edit(|book| book.change(added, removed));
     }
 
     /// Takes other settings. What they do not concern keeps its sockets.
     pub fn set_settings(&self, settings: Settings) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.1 = settings;
+        self.edit(|book| book.set_settings(settings));
+    }
+
+    fn edit(&self, edit: impl FnOnce(&mut Book)) {
+        let _runtime = self.runtime.enter();
+        let mut book = lock(&self.book);
+        edit(&mut book);
+        if book.is_unsettled() {
+            self.unsettled.notify_one();
+        }
+        drop(book);
         self.changed.send_modify(|n| *n += 1);
     }
 
     /// Returns the ledger, in the order of owner, protocol and port.
     pub fn entries(&self) -> Vec<Entry> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .0
-            .iter()
-            .map(|l| Entry {
-                distro: l.distro,
-                distro_name: l.distro_name.clone(),
-                room: l.room,
-                protocol: l.protocol,
-                addresses: vec![l.address],
-                port: l.port,
-                pid: l.pid,
-                process: l.process.clone(),
-                host: Vec::new(),
-                state: State::Off,
-                reason: "the relay is not running".to_owned(),
-                next_step: String::new(),
-                connections: 0,
-            })
-            .collect()
+        lock(&self.book).entries()
     }
 
     /// Returns what changes whenever the ledger does; connections that come and go are no change.
@@ -85,13 +99,98 @@ impl Relay {
         self.changed.subscribe()
     }
 
-    /// Returns what the user should be warned of, whole sentences.
+    /// Returns what the user should be warned of, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        Vec::new()
+        lock(&self.book).warnings()
     }
 
-    /// Ends everything: listeners, connections, tasks. Returns when all of it is gone.
+    /// Ends everything: listeners, connections, tasks. Returns when all of it is gone. May be called again.
     pub async fn close(&self) {
-        let _ = (&self.limits, &self.connector);
+        self.end();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    fn end(&self) {
+        self.shared.stop.cancel();
+        lock(&self.book).close();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+/// The task beside: tries again what could not be had, asks who has it, and passes on what the connections tell.
+struct Keeper {
+    shared: Arc<Shared>,
+    book: Arc<Mutex<Book>>,
+    changed: watch::Sender<u64>,
+    unsettled: Arc<Notify>,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let stop = self.shared.stop.clone();
+        let work = async { tokio::join!(self.keep_trying(), self.pass_on()) };
+        stop.run_until_cancelled(work).await;
+    }
+
+    /// Tries again, soon after the first failure and then ever less often, but at least once a second.
+    async fn keep_trying(&self) {
+        loop {
+            self.unsettled.notified().await;
+            let mut pause = PAUSES.0;
+            let mut wanted = true;
+            while wanted {
+                tokio::select! {
+                    // Something new: it may be one of our own sockets that is just being closed.
+                    () = self.unsettled.notified() => pause = PAUSES.0,
+                    () = tokio::time::sleep_until((Instant::now() + pause).into()) => {}
+                }
+                let (changed, more) = lock(&self.book).retry();
+                let news = self.ask_who().await;
+                if changed || news {
+                    self.tell();
+                }
+                wanted = more;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        }
+    }
+
+    /// Finds out who has the ports that are taken. Returns whether that is news.
+    async fn ask_who(&self) -> bool {
+        let now = Instant::now();
+        let wanted = lock(&self.book).holders_wanted(now);
+        if wanted.is_empty() {
+            return false;
+        }
+        let search = move || (holder::find(&wanted), wanted);
+        match tokio::task::spawn_blocking(search).await {
+            Ok((found, wanted)) => lock(&self.book).set_holders(&wanted, &found, now),
+            // The runtime ends.
+            Err(_) => false,
+        }
+    }
+
+    async fn pass_on(&self) {
+        loop {
+            self.shared.noted.notified().await;
+            self.tell();
+            tokio::time::sleep_until((Instant::now() + NOTE_PAUSE).into()).await;
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n += 1);
     }
 }

@@ -9,6 +9,7 @@
 mod forward;
 mod gateway;
 mod host;
+pub mod host_names;
 mod hosts;
 mod house;
 mod limit;

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::{
-    io::{BufRead as _, BufReader},
-    os::unix::process::ExitStatusExt as _,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::{net::UnixStream, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -14,7 +14,7 @@ use std::{
 use hostel_model::Bytes;
 use hostel_qemu::{
     Accel, AttachDisk, BootFile, DiskError, DiskFile, DiskFormat, LaunchError, LaunchOptions,
-    Machine, MachineConfig, PlugError, VsockDevice, probe_qemu,
+    Machine, MachineConfig, Netdev, Nic, PlugError, VsockDevice, probe_qemu,
 };
 use hostel_sys::spawn::Exit;
 use serde_json::json;
@@ -25,6 +25,8 @@ use tempfile::TempDir;
 enum Then {
     Halt,
     Reset,
+    /// Lets every device go that shall be unplugged.
+    Eject,
 }
 
 /// Makes a bzImage whose real-mode part does it all.
@@ -44,6 +46,17 @@ fn tiny_kernel(dir: &Path, line: &str, then: Then) -> PathBuf {
     }
     match then {
         Then::Halt => code.extend([0xfa, 0xf4, 0xeb, 0xfd]), // cli; hlt; jmp back
+        Then::Eject => code.extend([
+            0x66, 0x31, 0xdb, // xor ebx, ebx
+            0x66, 0x89, 0xd8, // next: mov eax, ebx
+            0xba, 0xd0, 0x0c, 0x66, 0xef, // mov dx, 0xcd0; out dx, eax: the bus
+            0xba, 0xc4, 0x0c, 0x66, 0xed, // mov dx, 0xcc4; in eax, dx: who shall go
+            0x66, 0x85, 0xc0, 0x74, 0x05, // test eax, eax; jz over
+            0xba, 0xc8, 0x0c, 0x66, 0xef, // mov dx, 0xcc8; out dx, eax: eject
+            0xb9, 0xff, 0xff, 0xe2,
+            0xfe, // over: mov cx, 0xffff; loop: without a pause QEMU comes to nothing else
+            0x43, 0x83, 0xe3, 0x0f, 0xeb, 0xde, // inc bx; and bx, 15; jmp next
+        ]),
         Then::Reset => code.extend([0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4]), // out 0xcf9, 6; hlt
     }
     image[0x268..0x268 + code.len()].copy_from_slice(&code);
@@ -337,6 +350,134 @@ async fn a_device_that_cannot_be_plugged_leaves_its_port_free() {
     }
     machine.unplug_vsock(Duration::from_secs(1)).await.unwrap();
     assert!(machine.qmp().query_status().await.is_ok());
+}
+
+/// Returns what QEMU says about its networks.
+async fn networks(machine: &Machine) -> String {
+    let arguments = json!({ "command-line": "info network" });
+    let answer = machine
+        .qmp()
+        .execute("human-monitor-command", arguments)
+        .await;
+    answer.unwrap().as_str().unwrap().to_owned()
+}
+
+/// Waits until QEMU has closed its end.
+async fn closed(mut ours: UnixStream) {
+    ours.set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let read = tokio::task::spawn_blocking(move || ours.read(&mut [0; 64]).unwrap());
+    assert_eq!(read.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_network_card_is_replaced_while_the_guest_runs() {
+    let Some(mut f) = Fixture::new("the_network_card_is_replaced", "up", Then::Eject) else {
+        return;
+    };
+    let nic = |netdev| Nic {
+        mac: "52:54:00:12:34:56".into(),
+        netdev,
+    };
+    let user = Netdev::User {
+        net: "172.19.128.0/20".into(),
+        host: "172.19.128.1".into(),
+        dhcpstart: "172.19.132.144".into(),
+        dns: "172.19.128.53".into(),
+        ipv6: None,
+        filtered: true,
+    };
+    let patience = Duration::from_secs(60);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    f.config.nic = Some(nic(Netdev::Stream));
+    let mut options = f.options();
+    options.nic.push(theirs.into());
+    let machine = Machine::launch(f.config.clone(), options).await.unwrap();
+    machine.start().await.unwrap();
+    assert!(networks(&machine).await.contains("type=stream"));
+
+    // Twice: a filter and its sockets come and go as well.
+    for _ in 0..2 {
+        let (out, out_qemu) = UnixStream::pair().unwrap();
+        let (back, back_qemu) = UnixStream::pair().unwrap();
+        machine
+            .replace_nic(
+                &nic(user.clone()),
+                vec![out_qemu.into(), back_qemu.into()],
+                patience,
+            )
+            .await
+            .unwrap();
+        let now = networks(&machine).await;
+        assert!(
+            now.contains("type=user") && now.contains("filter-redirector"),
+            "{now}"
+        );
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        machine
+            .replace_nic(&nic(Netdev::Stream), vec![theirs.into()], patience)
+            .await
+            .unwrap();
+        closed(out).await;
+        closed(back).await;
+        drop(ours);
+    }
+    closed(ours).await;
+
+    // What cannot be: no card is left, nor anything else, and the next one is plugged.
+    let error = machine
+        .replace_nic(&nic(Netdev::Tap), Vec::new(), patience)
+        .await
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        PlugError::Descriptors {
+            wanted: 1,
+            given: 0
+        }
+    ));
+    assert!(networks(&machine).await.contains("type=stream"));
+    let no_tap = fs_err::File::open("/dev/zero").unwrap();
+    let error = machine
+        .replace_nic(
+            &nic(Netdev::Tap),
+            vec![no_tap.into_parts().0.into()],
+            patience,
+        )
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PlugError::Plug { .. }), "{error:?}");
+    assert_eq!(networks(&machine).await.trim(), "");
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    machine
+        .replace_nic(&nic(Netdev::Stream), vec![theirs.into()], patience)
+        .await
+        .unwrap();
+    assert!(networks(&machine).await.contains("type=stream"));
+}
+
+#[tokio::test]
+async fn a_start_takes_the_descriptors_of_its_card() {
+    let Some(mut f) = Fixture::new("a_start_takes_the_descriptors", "up", Then::Halt) else {
+        return;
+    };
+    f.config.nic = Some(Nic {
+        mac: "52:54:00:12:34:56".into(),
+        netdev: Netdev::Stream,
+    });
+    let error = Machine::launch(f.config.clone(), f.options())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LaunchError::Descriptors {
+                wanted: 1,
+                given: 0
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 /// Plays both parts: run again as a helper it launches a machine and is killed; QEMU must not outlive it.

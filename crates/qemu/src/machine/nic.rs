@@ -48,7 +48,7 @@ impl Machine {
 
     /// Takes away the card and what is behind it, as far as it is there.
     async fn remove_nic(&self, patience: Duration) -> Result<(), QmpError> {
-        self.qmp.device_del(NIC_ID, patience).await?;
+        self.qmp.device_del_listed(NIC_ID, patience).await?;
         self.qmp.object_del(FILTER_ID).await?;
         self.qmp.netdev_del(NETDEV_ID).await?;
         for socket in FILTER_SOCKETS {

@@ -201,6 +201,16 @@ impl Qmp {
     ///
     /// A device that is not there is a success. Times out after `patience`; the guest may then still let it go later.
     pub async fn device_del(&self, id: &str, patience: Duration) -> Result<(), QmpError> {
+        self.unplug(id, patience, patience).await
+    }
+
+    /// The same for a device of which nothing else is taken away by name afterwards: it is gone as well when QEMU does not
+    /// list it any more, which some guests bring about without the event ever coming.
+    pub async fn device_del_listed(&self, id: &str, patience: Duration) -> Result<(), QmpError> {
+        self.unplug(id, patience, Duration::from_millis(500)).await
+    }
+
+    async fn unplug(&self, id: &str, patience: Duration, look: Duration) -> Result<(), QmpError> {
         let mut events = self.events();
         match self.done("device_del", json!({ "id": id })).await {
             Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
@@ -211,18 +221,20 @@ impl Qmp {
         }
         let gone = async {
             loop {
-                match events.recv().await {
+                match tokio::time::timeout(look, events.recv()).await {
                     // The event comes once more for the part of the device that has only a path.
-                    Ok(event)
+                    Ok(Ok(event))
                         if event.name == "DEVICE_DELETED"
                             && event.data.get("device") == Some(&json!(id)) =>
                     {
                         return Ok(());
                     }
-                    Ok(_) => {}
-                    Err(RecvError::Closed) => return Err(QmpError::Closed("device_del".into())),
+                    Ok(Ok(_)) => {}
+                    Ok(Err(RecvError::Closed)) => {
+                        return Err(QmpError::Closed("device_del".into()));
+                    }
                     // Among the lost events may be ours: ask.
-                    Err(RecvError::Lagged(_)) => {
+                    Ok(Err(RecvError::Lagged(_))) | Err(_) => {
                         let path = format!("/machine/peripheral/{id}");
                         if self
                             .execute("qom-list", json!({ "path": path }))

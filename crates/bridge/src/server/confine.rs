@@ -10,8 +10,7 @@ use super::fail::OrRefuse;
 use crate::protocol::{Refusal, RefusalCode};
 
 /// What the work on the host's network takes: links, routes and tables; port 53.
-pub(super) const NEEDED: CapabilitySet =
-    CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
+const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Keeps [`NEEDED`] alone, for good: nothing that is executed from here on could have more.
 pub(super) fn to_network(_proof: &SingleThreaded) -> Result<(), Refusal> {
@@ -22,18 +21,7 @@ pub(super) fn to_network(_proof: &SingleThreaded) -> Result<(), Refusal> {
             "changing the host's network needs the capability `net_admin`",
         ));
     }
-    rustix::thread::set_no_new_privs(true).or_refuse("cannot renounce new privileges")?;
-    let _ = rustix::thread::clear_ambient_capability_set();
-    let kept = mine.permitted & NEEDED;
-    rustix::thread::set_capabilities(
-        None,
-        CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )
-    .or_refuse("cannot give up capabilities")?;
+    keep_needed()?;
     // Nobody looks into a process that has more rights than they.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .or_refuse("cannot become undumpable")?;
@@ -46,6 +34,23 @@ pub(super) fn to_network(_proof: &SingleThreaded) -> Result<(), Refusal> {
         rustix::process::Signal::TERM.as_raw(),
     ]);
     Ok(())
+}
+
+/// Keeps [`NEEDED`] alone.
+///
+/// In a user namespace this is also what lets `pasta`, which keeps little more, open our network namespace: the kernel shows
+/// it to nobody who has less than we (ptrace(2), access mode checking).
+pub(super) fn keep_needed() -> Result<(), Refusal> {
+    let mine = rustix::thread::capabilities(None).or_refuse("cannot read the capabilities")?;
+    rustix::thread::set_no_new_privs(true).or_refuse("cannot renounce new privileges")?;
+    let _ = rustix::thread::clear_ambient_capability_set();
+    let kept = mine.permitted & NEEDED;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets).or_refuse("cannot give up capabilities")
 }
 
 /// Refuses to make a user namespace, in which programs are executed, with more rights than the caller has.

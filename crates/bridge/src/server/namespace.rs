@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use super::{
-    Pasta,
+    Pasta, confine,
     fail::OrRefuse,
     network::no_tun,
     serve,
@@ -55,6 +55,7 @@ pub(super) fn enter_and_serve(
                 .or_refuse("cannot end with the other process")?;
             new_network_namespace(&proof).map_err(|error| unsupported("network", &error))?;
             loopback_up()?;
+            confine::keep_needed()?;
             serve::namespace(socket, Remote::new(inside, pasta.is_some()))
         }
     }

@@ -39,6 +39,10 @@ pub struct LaunchSpec {
     pub environment: Vec<EnvVar>,
     /// What `/dev` is.
     pub devices: DeviceTree,
+    /// A network namespace to run in, as a path of the caller's mount namespace (`/run/netns/x`, `/proc/<pid>/fd/<n>`);
+    /// `None` shares the caller's. What is in it is the caller's business, and so is its end.
+    #[serde(with = "crate::spec::optional_path")]
+    pub network: Option<PathBuf>,
     /// The registered default user, a name or a decimal uid; wsl.conf's `user.default` beats it (CLI-35).
     pub default_user: Option<String>,
     /// How long the whole start may take before it is undone.

@@ -1,9 +1,11 @@
-//! The helper: enters the distribution's cgroup and clones PID 1.
+//! The helper: enters the distribution's cgroup and network, and clones PID 1.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
-use hostel_sys::namespace::{Cloned, clone_into_new, unshare_cgroup};
+use hostel_sys::namespace::{Cloned, clone_into_new, enter_network, unshare_cgroup};
 use hostel_sys::process::{SingleThreaded, exit_now};
+use rustix::fs::{Mode, OFlags};
 
 use super::message::{Begin, LaunchJob, LaunchMessage, StartFailure};
 use crate::spec::MAX_SPEC_BYTES;
@@ -46,5 +48,16 @@ fn clone(job: &LaunchJob, proof: &SingleThreaded) -> Result<Cloned, StartFailure
         unshare_cgroup(proof).map_err(fail("making a cgroup namespace"))?;
         cgroup::enter_leaf(group).map_err(fail("entering the leaf cgroup"))?;
     }
+    if let Some(path) = &job.spec.network {
+        // Before there is a mount namespace: what is mounted for the distribution shows the network it is in.
+        open_netns(path)
+            .and_then(|netns| enter_network(netns.as_fd()))
+            .map_err(fail("entering the network namespace"))?;
+    }
     clone_into_new(proof).map_err(fail("making namespaces"))
+}
+
+fn open_netns(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }

@@ -361,6 +361,7 @@ mod tests {
             resolv_conf: None,
             environment: Vec::new(),
             devices: DeviceTree::Private,
+            network: None,
             default_user: None,
             timeout: Duration::from_secs(1),
         }

@@ -170,6 +170,7 @@ pub(crate) fn spec_of(root: &Path, id: &str) -> LaunchSpec {
         resolv_conf: Some("/mnt/wsl/resolv.conf".into()),
         environment: Vec::new(),
         devices: DeviceTree::Private,
+        network: None,
         default_user: None,
         timeout: PATIENCE,
     }

@@ -1,9 +1,10 @@
 //! What a distribution has of its own, and what it shares.
 
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use hostel_instance::{CommandEnd, DeviceTree, SharedBind, launch, namespaces};
-use hostel_testkit::skip;
+use hostel_testkit::{Space, skip};
 
 use crate::fixture::{House, Test, cgroup_parent, output, run, shell};
 
@@ -18,6 +19,11 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("sessions_sit_in_a_leaf_of_the_own_cgroup", cgroup),
     ("shared_directories_are_shared", shared_directories),
+    (
+        "a_network_of_its_own_is_seen_everywhere_inside",
+        own_network,
+    ),
+    ("a_network_that_is_none_fails_the_start", no_network),
 ];
 
 fn namespaces_by_inode() {
@@ -256,4 +262,53 @@ fn shared_directories() {
     spec.shared[2].required = true;
     let error = launch(&spec).unwrap_err();
     assert!(error.to_string().contains("/no/such"), "{error}");
+}
+
+fn own_network() {
+    let Some(space) = Space::new("a_network_of_its_own_is_seen_everywhere_inside") else {
+        return;
+    };
+    space
+        .sh("ip link add hole type veth peer name inside")
+        .unwrap();
+    space.sh("sysctl -qw net.ipv4.ip_default_ttl=77").unwrap();
+    let netns = space.netns();
+    let house = House::new();
+    let mut spec = house.spec("room");
+    spec.network = Some(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()).into());
+    let launched = launch(&spec).unwrap();
+    let i = &launched.instance;
+    // A process, a mount of sysfs, a view of /proc/sys, a session: all of them of that network.
+    assert_eq!(output(i, "ls /sys/class/net"), "hole\ninside\nlo");
+    assert_eq!(output(i, "cat /proc/sys/net/ipv4/ip_default_ttl"), "77");
+    assert!(output(i, "cat /proc/net/dev").contains("inside:"));
+    let list = namespaces(i.init_pid(), std::process::id()).unwrap();
+    assert!(
+        list.iter().any(|n| n.kind == "net" && !n.shared),
+        "{list:?}"
+    );
+    let inode = list.iter().find(|n| n.kind == "net").unwrap().inode;
+    let seen = space.run(|| fs_err::read_link("/proc/thread-self/ns/net").unwrap());
+    assert_eq!(seen.to_str(), Some(format!("net:[{inode}]").as_str()));
+    assert_eq!(
+        i.stop(Duration::from_secs(5)).warnings,
+        Vec::<String>::new()
+    );
+}
+
+fn no_network() {
+    let house = House::new();
+    for (path, word) in [
+        ("/no/such", "No such file"),
+        ("/dev/null", "Invalid argument"),
+    ] {
+        let mut spec = house.spec("nonet");
+        spec.network = Some(path.into());
+        let error = launch(&spec).unwrap_err().to_string();
+        assert!(
+            error.contains("entering the network namespace") && error.contains(word),
+            "{error}"
+        );
+    }
+    assert!(cgroup_parent().is_none_or(|p| !p.join("nonet").exists()));
 }

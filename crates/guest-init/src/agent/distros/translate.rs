@@ -56,6 +56,7 @@ pub(super) fn spec(request: v1::StartDistroRequest, disk: &Disk, program: &Path)
         resolv_conf: Some(resolver::PATH.into()),
         environment: env(request.env),
         devices: DeviceTree::SharedDevtmpfs,
+        network: None,
         default_user: (!request.default_user.is_empty()).then_some(request.default_user),
         timeout: START,
     }

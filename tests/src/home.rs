@@ -4,6 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -54,10 +55,12 @@ impl Home {
         Ok(home)
     }
 
-    /// Gives this home, and copies of the programs, to an ordinary user without any right; commands run as that user.
+    /// Gives this home, and copies of the programs, to an ordinary user of its own, who has no right; commands run as that user.
     ///
     /// What else the user needs to read is copied with [`lend`](Self::lend).
-    pub fn owned_by(mut self, user: u32) -> Result<Self> {
+    pub fn owned_by_a_user(mut self) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(54_000);
+        let user = NEXT.fetch_add(1, Ordering::Relaxed);
         // The built programs may lie where only root can go.
         fs_err::create_dir(self.scratch("bin"))?;
         for name in PROGRAMS {
@@ -66,6 +69,11 @@ impl Home {
         self.user = Some(user);
         self.give(self.dir.path())?;
         Ok(self)
+    }
+
+    /// Returns the user whom this home was given to.
+    pub fn user(&self) -> Option<u32> {
+        self.user
     }
 
     /// Hides `/dev/net/tun` from every command (and so from the daemon that the first one starts).
@@ -227,33 +235,49 @@ impl Home {
         self.pids_of("qemu-system-x86")
     }
 
-    /// Returns processes named `comm` that were started for this home: they carry its runtime directory in their
-    /// environment.
+    /// Returns processes of this home that are named `comm`.
     pub fn pids_of(&self, comm: &str) -> Vec<u32> {
-        let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
-        processes()
+        self.all_pids()
             .into_iter()
             .filter(|pid| {
                 let name = fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                comm.starts_with(name.trim_end())
-                    && !name.is_empty()
-                    && environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
+                comm.starts_with(name.trim_end()) && !name.is_empty()
             })
             .collect()
     }
 
     /// Returns every process that was started for this home.
     pub fn all_pids(&self) -> Vec<u32> {
-        let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
         processes()
             .into_iter()
-            .filter(|pid| *pid != std::process::id())
-            .filter(|pid| {
-                let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                environ.split(|b| *b == 0).any(|v| v == mark.as_bytes())
-            })
+            .filter(|pid| *pid != std::process::id() && self.is_mine(*pid))
             .collect()
+    }
+
+    /// Tells whether a process was started for this home: it carries the home's runtime directory in its environment, belongs
+    /// to the home's own user, or descends from one that does. Some programs forget their environment.
+    fn is_mine(&self, pid: u32) -> bool {
+        let mark = format!("HOSTEL_RUNTIME_DIR={}", self.runtime().display());
+        let mut pid = pid;
+        for _ in 0..4 {
+            let environ = fs_err::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if environ.split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
+                return true;
+            }
+            let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let field = |name: &str| -> Option<u32> {
+                let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+                line.split_whitespace().next()?.parse().ok()
+            };
+            if self.user.is_some() && field("Uid:") == self.user {
+                return true;
+            }
+            match field("PPid:") {
+                Some(parent) if parent > 1 && parent != std::process::id() => pid = parent,
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// Ends everything of this home in an orderly way and checks that no process is left.

@@ -16,9 +16,6 @@ pub(super) const SECOND_ROOM: &str = "second-room";
 /// Has one that nobody else gets into.
 pub(super) const ISOLATED: &str = "isolated";
 
-/// An ordinary user, for the backends that need no rights.
-const USER: u32 = 54_321;
-
 /// The house.
 pub(super) struct Bench {
     pub(super) home: Home,
@@ -83,5 +80,5 @@ pub(super) fn empty(backend: &str) -> Home {
     host("sysctl", &["-qw", "net.ipv4.ping_group_range=0 2147483647"])
         .unwrap()
         .ok();
-    home.owned_by(USER).unwrap()
+    home.owned_by_a_user().unwrap()
 }

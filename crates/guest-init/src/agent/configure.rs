@@ -2,18 +2,29 @@
 //! cannot be set, and even these only warn (NET-3, ERR-4).
 
 use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
+use hostel_netlink::{Prefix, Routing};
 use hostel_proto::v1;
 
+use super::dns;
 use super::network::Network;
+use super::service::State;
 use super::{clock, resolver};
 use crate::console::chain;
 
 /// The longest name that sethostname(2) takes.
 const MAX_NAME: usize = 64;
 
+/// The interface to the outside, which gets no answers about names.
+const OUTSIDE: &str = "eth0";
+
+/// The number of `lo`, in every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// Does all that is asked for; returns what did not work, for people.
-pub(crate) async fn apply(request: v1::ConfigureRequest) -> Vec<String> {
+pub(crate) async fn apply(request: v1::ConfigureRequest, state: &State) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut note = |what: &str, result: Result<(), String>| {
         if let Err(error) = result {
@@ -43,22 +54,49 @@ pub(crate) async fn apply(request: v1::ConfigureRequest) -> Vec<String> {
         );
     }
     if let Some(wanted) = &request.network {
-        let (file, left_out) = resolver::text(&wanted.dns, &wanted.search);
-        // In place: distributions show this very inode (DNS-5).
-        note(
-            "resolver",
-            fs_err::write(resolver::PATH, file).map_err(text),
-        );
-        for warning in left_out {
-            note("resolver", Err(warning));
+        match resolver::write(Path::new(resolver::PATH), wanted) {
+            Ok(left_out) => left_out
+                .into_iter()
+                .for_each(|warning| note("resolver", Err(warning))),
+            Err(error) => note("resolver", Err(text(error))),
         }
         let applied = match Network::parse(wanted) {
             Ok(network) => network.apply().await,
             Err(error) => Err(error),
         };
         note("network", applied.map_err(|e| chain(&e)));
+        // After the network: what is outside has to be known.
+        note("names", names(&wanted.dns_tunnel, state).await);
     }
     warnings
+}
+
+/// Takes questions about names at an address of the machine's own; at none when it is empty.
+async fn names(tunnel: &str, state: &State) -> Result<(), String> {
+    let address = match tunnel {
+        "" => None,
+        text => match text.parse::<IpAddr>() {
+            Ok(address) if !address.is_unspecified() && !address.is_multicast() => Some(address),
+            _ => {
+                let shown: String = text.chars().take(64).collect();
+                return Err(format!("`{}` is not an address", shown.escape_debug()));
+            }
+        },
+    };
+    if let Some(address) = address {
+        let added = Routing::connect().and_then(|r| r.add_address(LOOPBACK, Prefix::host(address)));
+        added.map_err(|e| format!("cannot put {address} on `lo`: {}", chain(&e)))?;
+    }
+    let served = state.dns.serve_at(address, Some(OUTSIDE)).await;
+    let before = served.map_err(|e| chain(&e))?;
+    if let Some(before) = before {
+        // One that is gone already is as good.
+        let _ = Routing::connect().and_then(|r| r.delete_address(LOOPBACK, Prefix::host(before)));
+    }
+    state
+        .ports
+        .hide(address.map(|address| SocketAddr::new(address, dns::PORT)));
+    Ok(())
 }
 
 fn name(name: &str, set: impl FnOnce(&[u8]) -> rustix::io::Result<()>) -> Result<(), String> {
@@ -75,10 +113,22 @@ fn text(error: impl Display) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::dial::Dialer;
 
     #[tokio::test]
     async fn nothing_asked_for_is_nothing_done() {
-        assert!(apply(v1::ConfigureRequest::default()).await.is_empty());
+        let state = State::new(Dialer::Unix("/nonexistent".into()));
+        let warnings = apply(v1::ConfigureRequest::default(), &state).await;
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_serves_no_names() {
+        let state = State::new(Dialer::Unix("/nonexistent".into()));
+        for tunnel in ["resolver", "0.0.0.0", "ff02::1", "10.0.0.1\n"] {
+            assert!(names(tunnel, &state).await.is_err(), "{tunnel}");
+        }
+        assert!(names("", &state).await.is_ok());
     }
 
     #[test]

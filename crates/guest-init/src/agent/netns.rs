@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn a_room_is_found_until_it_is_forgotten() {
         let rooms = Rooms::new();
-        let namespace = || OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap());
+        let namespace =
+            || OwnedFd::from(fs_err::File::open("/proc/self/ns/net").unwrap().into_file());
         rooms.insert("a".to_owned(), namespace());
         assert!(rooms.get("a").is_some() && rooms.get("b").is_none());
         assert_eq!(rooms.list().len(), 1);

@@ -246,7 +246,7 @@ mod tests {
     fn what_is_no_port_is_refused() {
         assert!(udp_ports(&[0]).is_err());
         assert!(udp_ports(&[65_536]).is_err());
-        assert!(udp_ports(&[53; MAX_UDP_PORTS + 1]).is_err());
+        assert!(udp_ports(&vec![53; MAX_UDP_PORTS + 1]).is_err());
         assert_eq!(udp_ports(&[53, 53]).unwrap().len(), 1);
     }
 }

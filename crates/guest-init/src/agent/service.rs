@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::connect::Connector;
 use super::distros::Distros;
+use super::dns::Dns;
 use super::modules_disk::ModulesDisk;
 use super::netns::Rooms;
 use super::ports::{Events as PortEvents, Ports};
@@ -36,6 +37,7 @@ pub(crate) struct State {
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) connector: Arc<Connector>,
+    pub(crate) dns: Arc<Dns>,
     /// Cancelled when the machine is to be switched off.
     pub(crate) power_off: CancellationToken,
     pub(crate) ready_ms: u64,
@@ -87,7 +89,7 @@ impl agent_server::Agent for Service {
         request: Request<v1::ConfigureRequest>,
     ) -> Answer<v1::ConfigureReply> {
         answer(Ok(v1::ConfigureReply {
-            warnings: configure::apply(request.into_inner()).await,
+            warnings: configure::apply(request.into_inner(), &self.0).await,
         }))
     }
 
@@ -216,8 +218,12 @@ impl agent_server::Agent for Service {
         answer(connected.map(|()| v1::Empty {}))
     }
 
-    async fn dns(&self, _: Request<tonic::Streaming<v1::DnsAnswer>>) -> Answer<Self::DnsStream> {
-        Err(Status::unimplemented("dns"))
+    async fn dns(
+        &self,
+        request: Request<tonic::Streaming<v1::DnsAnswer>>,
+    ) -> Answer<Self::DnsStream> {
+        let questions = self.0.dns.open(request.into_inner());
+        answer(Ok(Box::pin(questions) as EventStream<_>))
     }
 
     async fn memory(&self, _: Request<v1::MemoryRequest>) -> Answer<v1::MemoryReply> {
@@ -249,6 +255,7 @@ impl State {
             modules: ModulesDisk::default(),
             ports: Ports::new(rooms.clone(), PortEvents::Traced),
             connector: Connector::new(dialer, rooms.clone()),
+            dns: Dns::new(),
             rooms,
             power_off: CancellationToken::new(),
             ready_ms: clock::boottime_ms(),

@@ -206,9 +206,18 @@ mod tests {
     fn only_differences_are_told() {
         let mut table = Table::default();
         let (one, two) = (socket(1, 10), socket(2, 20));
-        assert_eq!(update(&mut table, &[one.clone()]), (vec![1], vec![]));
-        assert_eq!(update(&mut table, &[one.clone()]), (vec![], vec![]));
-        assert_eq!(update(&mut table, &[two.clone()]), (vec![2], vec![1]));
+        assert_eq!(
+            update(&mut table, std::slice::from_ref(&one)),
+            (vec![1], vec![])
+        );
+        assert_eq!(
+            update(&mut table, std::slice::from_ref(&one)),
+            (vec![], vec![])
+        );
+        assert_eq!(
+            update(&mut table, std::slice::from_ref(&two)),
+            (vec![2], vec![1])
+        );
         // Another socket at the same place is told again: it may be another distribution's.
         assert_eq!(update(&mut table, &[socket(2, 21)]), (vec![2], vec![]));
         assert_eq!(update(&mut table, &[]), (vec![], vec![2]));

@@ -180,11 +180,11 @@ fn what_is_no_rule_is_refused_before_anybody_is_asked() {
     for (args, want) in [
         (
             &["net", "firewall", "add", "permit", "tcp"][..],
-            "a rule is: allow|deny",
+            "`permit` is no action",
         ),
         (
             &["net", "firewall", "add", "allow tcp 80 from nowhere"],
-            "a rule is: allow|deny",
+            "`nowhere` is no address",
         ),
         (&["net", "firewall", "rm", "x"], "invalid value 'x'"),
         (&["net", "set"], "--subnet"),

@@ -1,6 +1,6 @@
 //! `hostel net firewall …`.
 
-use hostel_model::firewall::Rule;
+use hostel_model::firewall::{Rule, RuleError};
 use hostel_proto::v1;
 
 use crate::{
@@ -43,11 +43,9 @@ pub(super) async fn firewall(context: &Context, args: FirewallArgs) -> Result<()
 
 /// Reads a rule as it is written, and returns it as the contract wants it.
 fn parse(text: &str) -> Result<v1::FirewallRule, Trouble> {
-    let rule: Rule = text.parse().map_err(|e| {
-        Trouble::Usage(format!(
-            "{e}; a rule is: allow|deny tcp|udp|icmp|any [PORT[-PORT]] [from ADDRESS[/BITS]]"
-        ))
-    })?;
+    let rule: Rule = text
+        .parse()
+        .map_err(|e: RuleError| Trouble::Usage(e.to_string()))?;
     let (first, last) = rule.ports.unwrap_or_default();
     Ok(v1::FirewallRule {
         number: 0,
@@ -117,6 +115,6 @@ mod tests {
         let Err(Trouble::Usage(text)) = parse("allow tpc 80") else {
             panic!("no protocol has that name")
         };
-        assert!(text.contains("allow|deny tcp|udp|icmp|any"), "{text}");
+        assert!(text.contains("`tpc` is no protocol"), "{text}");
     }
 }

@@ -6,6 +6,7 @@
 //! Stands between the foundations and the mechanisms.
 
 mod client;
+pub mod helper;
 
 mod protocol;
 pub mod server;

@@ -9,7 +9,7 @@ use hostel_sys::{
 use rustix::{
     fs::{Mode, OFlags},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::{Signal, getgid, getuid},
+    process::{Signal, WaitOptions, getgid, getuid, waitpid},
 };
 
 use super::{
@@ -46,6 +46,9 @@ pub(super) fn enter_and_serve(
             if closed.is_ok() {
                 uplink::serve(&outside, pasta.as_ref(), child);
             }
+            // It ends when this socket does, if it has not yet; nobody else waits for it.
+            drop(outside);
+            let _ = waitpid(Some(child), WaitOptions::empty());
             exit_now(u8::from(closed.is_err()))
         }
         Fork::Child(proof) => {

@@ -13,7 +13,7 @@ use std::{
 use hostel_netlink::Prefix;
 use hostel_sys::{
     fdpass,
-    spawn::{Child, Spawn, Stream},
+    spawn::{Child, Exit, Spawn, Stream},
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -35,8 +35,9 @@ const BITS: u8 = 29;
 /// `pasta` sends what goes here to the host's 127.0.0.1, when it is allowed to.
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 
-/// As much as is kept of what `pasta` says about its end.
-const WORDS: usize = 2048;
+/// As much as is read of what `pasta` said.
+const WORDS: u64 = 64 << 10;
+/// The longest message between the two processes.
 const LONGEST: usize = 4096;
 
 /// To the process outside.
@@ -215,29 +216,31 @@ struct Running {
 
 impl Running {
     fn news(mut self) -> News {
-        let exit = self
-            .child
-            .wait()
-            .map_or_else(|error| error.to_string(), |exit| exit.to_string());
-        let mut words = Vec::new();
-        // It has ended, so what it said is in the pipe, and the pipe is bounded.
-        let _ = self.words.by_ref().take(64 << 10).read_to_end(&mut words);
-        let words = String::from_utf8_lossy(&words);
-        let said: Vec<&str> = words
-            .lines()
-            .map(str::trim)
-            // It also tries to reach the system's log, which it cannot from where it is.
-            .filter(|line| !line.is_empty() && !line.contains("to syslog"))
-            .collect();
-        let mut how = format!("pasta ended with {exit}");
-        if let Some(last) = said.last() {
-            let last: String = last.chars().take(WORDS / 4).collect();
-            how = format!("{how}: {last}");
-        }
+        let how = match self.child.wait() {
+            // Its own words say more than the number.
+            Ok(exit @ Exit::Code(_)) => match self.last_words() {
+                Some(words) => format!("pasta ended: {words}"),
+                None => format!("pasta ended with {exit}"),
+            },
+            Ok(exit) => format!("pasta ended with {exit}"),
+            Err(error) => format!("pasta ended: {error}"),
+        };
         News {
             number: self.number,
             how,
         }
+    }
+
+    /// The last line that it said; it has ended, so all is in the pipe, which is bounded.
+    fn last_words(&mut self) -> Option<String> {
+        let mut said = Vec::new();
+        let _ = self.words.by_ref().take(WORDS).read_to_end(&mut said);
+        String::from_utf8_lossy(&said)
+            .lines()
+            .map(str::trim)
+            // It also tries to reach the system's log, which it cannot from where it is.
+            .rfind(|line| !line.is_empty() && !line.contains("to syslog"))
+            .map(|line| line.chars().take(300).collect())
     }
 }
 

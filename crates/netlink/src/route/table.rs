@@ -127,6 +127,19 @@ impl Routing {
     pub fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let mut message = Message::new(GET, flags::REQUEST | flags::DUMP);
         message.bytes(&[0; FIXED]);
+        let main = |answer: Answer<'_>| match read(answer) {
+            Some((table, route)) if table == u32::from(MAIN) => Some(route),
+            _ => None,
+        };
+        self.socket.list(&message, main)
+    }
+
+    /// Lists the networks that any table has a way to, with the interface: the main one, and those of policy routing, where
+    /// many VPNs keep theirs.
+    pub fn networks(&self) -> Result<Vec<(Prefix, u32)>, NetlinkError> {
+        let mut message = Message::new(GET, flags::REQUEST | flags::DUMP);
+        message.bytes(&[0; FIXED]);
+        let read = |answer: Answer<'_>| read(answer).map(|(_, r)| (r.destination, r.index));
         self.socket.list(&message, read)
     }
 
@@ -176,11 +189,12 @@ fn request(kind: u16, how: u16, route: &Route, origin: u8) -> Message {
     message
 }
 
-fn read(answer: Answer<'_>) -> Option<Route> {
+/// Returns the number of the table as well.
+fn read(answer: Answer<'_>) -> Option<(u32, Route)> {
     let head = answer.body.get(..FIXED)?;
     let attributes = Attributes::after(answer.body, FIXED);
     let table = attributes.native(TABLE).unwrap_or(head[4].into());
-    if answer.kind != NEW || table != u32::from(MAIN) || head[7] != UNICAST {
+    if answer.kind != NEW || head[7] != UNICAST {
         return None;
     }
     let anywhere = match head[0] {
@@ -189,7 +203,7 @@ fn read(answer: Answer<'_>) -> Option<Route> {
         _ => return None,
     };
     let address = |kind| attributes.find(kind).and_then(from_octets);
-    Some(Route {
+    let route = Route {
         destination: Prefix::new(address(DESTINATION).unwrap_or(anywhere), head[1])?,
         index: attributes.native(INTERFACE).unwrap_or_default(),
         gateway: address(GATEWAY),
@@ -201,7 +215,8 @@ fn read(answer: Answer<'_>) -> Option<Route> {
         },
         metric: attributes.native(METRIC).unwrap_or_default(),
         on_link: u32::from_ne_bytes(head[8..12].try_into().ok()?) & ON_LINK != 0,
-    })
+    };
+    Some((table, route))
 }
 
 #[cfg(test)]

@@ -187,7 +187,8 @@ async fn by_udp(query: &Query, server: SocketAddr, resend: Duration) -> io::Resu
     socket.connect(server).await?;
     let id = random_id()?;
     let message = query.with_id(id);
-    let mut buffer = vec![0; query.udp_limit()];
+    // One more than the asker takes: what is longer arrives longer, and is seen to be cut.
+    let mut buffer = vec![0; query.udp_limit() + 1];
     let mut sent = 0;
     let mut foreign = 0;
     let mut due = Instant::now();

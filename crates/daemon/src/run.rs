@@ -53,6 +53,7 @@ pub(crate) async fn run(settings: Settings, ready: &mut Ready) -> anyhow::Result
         Arc::clone(&registry),
         paths.clone(),
         settings.init.clone(),
+        settings.hostel_net.clone(),
         settings.search_path.clone(),
         settings.overrides.clone(),
     ));

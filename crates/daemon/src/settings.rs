@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) paths: Paths,
     /// The guest's `/init`.
     pub(crate) init: Option<PathBuf>,
+    /// The program that holds the host's end of the network; where it is not, networks without it are used.
+    pub(crate) hostel_net: PathBuf,
     /// How long the daemon stays for nobody; `None`: for ever.
     pub(crate) leave_after: Option<Duration>,
     /// `HOSTEL_INSTANCE_IDLE_MS` and `HOSTEL_VM_IDLE_MS` over the configuration: milliseconds, negative is never.
@@ -51,7 +53,9 @@ impl Settings {
         let paths = Paths::from_env(&absolute, uid, &home, &|p: &Path| p.is_dir());
         Ok(Self {
             paths,
-            init: find_init(),
+            init: find_program("HOSTEL_INIT", "hostel-init"),
+            hostel_net: find_program("HOSTEL_NET_PROGRAM", "hostel-net")
+                .unwrap_or_else(|| "hostel-net".into()),
             leave_after: milliseconds("HOSTEL_DAEMON_IDLE_MS")?
                 .map_or(Some(LEAVE_AFTER), Idle::time),
             overrides: Overrides {
@@ -83,16 +87,16 @@ fn milliseconds(name: &str) -> anyhow::Result<Option<Idle>> {
     })))
 }
 
-/// Finds the guest's `/init`: `$HOSTEL_INIT`, `hostel-init` beside this program or in `../lib/hostel` from there.
-fn find_init() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("HOSTEL_INIT").filter(|v: &OsString| !v.is_empty()) {
+/// Finds a program of ours: what the variable says, else beside this program or in `../lib/hostel` from there.
+fn find_program(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable).filter(|v: &OsString| !v.is_empty()) {
         return std::path::absolute(path).ok();
     }
     let program = std::env::current_exe().ok()?;
     let directory = program.parent()?;
     [
-        directory.join("hostel-init"),
-        directory.join("../lib/hostel/hostel-init"),
+        directory.join(name),
+        directory.join("../lib/hostel").join(name),
     ]
     .into_iter()
     .find(|p| p.is_file())

@@ -14,6 +14,7 @@ use crate::{
     flight::Flight,
     hypervisor::{DiskKind, DiskPlan},
     lifecycle::{DistroEvent, DistroState},
+    network::RoomPlan,
     state::{DistroFile, OsInfo},
     task::TaskSink,
     vm::Running,
@@ -37,6 +38,8 @@ pub(crate) struct Live {
     /// Since when nothing needs it.
     pub(crate) idle_since: Option<Instant>,
     pub(crate) info: v1::StartDistroReply,
+    /// How it is on the network since it was started.
+    pub(crate) room: RoomPlan,
     /// Serialises start, stop, export and removal.
     operation: Arc<tokio::sync::Mutex<()>>,
     start: Arc<Flight<Arc<Vec<String>>>>,
@@ -86,6 +89,7 @@ impl Engine {
                 live.started = None;
                 live.pinned = false;
                 live.info = v1::StartDistroReply::default();
+                live.room = RoomPlan::default();
             }
             Ok(())
         })
@@ -170,7 +174,7 @@ impl Engine {
         let running = self.ensure_agent(Some(&disk), &mut warnings).await?;
         self.apply_distro(&record, DistroEvent::Start)?;
         self.with_live(id, |l| l.disk = Some(held));
-        match self.bring_up(&record, &disk, &running).await {
+        match self.bring_up(&record, &disk, &running, &mut warnings).await {
             Ok(mut reply) if !running.gone.is_cancelled() => {
                 warnings.append(&mut reply.warnings);
                 let os = OsInfo {
@@ -193,6 +197,9 @@ impl Engine {
                     }
                 }
                 tracing::info!(distro = %record.name, "running");
+                if let Some(network) = running.network() {
+                    network.tell_names();
+                }
                 Ok(Arc::new(warnings.into_iter().take(16).collect()))
             }
             Ok(_) => Err(Failure::new(
@@ -209,11 +216,19 @@ impl Engine {
 
     /// Attaches the disk and starts the distribution's PID 1; on failure the disk is free again.
     async fn bring_up(
-        &self,
+        self: &Arc<Self>,
         record: &DistroFile,
         disk: &DiskPlan,
         running: &Running,
+        warnings: &mut Vec<String>,
     ) -> Result<v1::StartDistroReply, Failure> {
+        let (plan, room) = self.plan_room(record, running, warnings).await?;
+        // Before it starts: what listens in it is known by its room from its first moment.
+        self.with_live(record.id, |l| l.room = plan);
+        if room.is_some() {
+            // A room hangs on the VM's own network.
+            running.wait_settled(warnings).await?;
+        }
         running.machine.attach(disk).await?;
         let mut agent = running.agent();
         let time = self.timeouts().distro_start;
@@ -225,7 +240,7 @@ impl Engine {
             domain: String::new(),
             default_user: record.default_user.clone(),
             env: Vec::new(),
-            room: None,
+            room,
         };
         let answer = tokio::time::timeout(time, agent.start_distro(request)).await;
         let failure = match answer {
@@ -496,6 +511,14 @@ impl Engine {
 
     /// Returns the distributions that nothing has needed for `time`.
     pub(crate) fn idle_for(&self, time: Duration) -> Vec<DistroId> {
+        // Somebody on the host is connected to it: that is use, also while it says nothing.
+        for id in self.connected().into_iter().flatten() {
+            if let Some(live) = lock(&self.live).get_mut(&id)
+                && live.idle_since.is_some()
+            {
+                live.idle_since = Some(Instant::now());
+            }
+        }
         lock(&self.live)
             .iter()
             .filter(|(_, l)| l.state == DistroState::Running && l.users == 0 && !l.pinned)

@@ -19,6 +19,7 @@ use crate::{
     hypervisor::Hypervisor,
     layout::Layout,
     lifecycle::DistroState,
+    network::Ledger,
     registry::{Opened, Registry, state_failure},
     session::Session,
     state::DistroFile,
@@ -65,6 +66,9 @@ pub struct Engine {
     pub(crate) guest_streams: Arc<Broker<GuestStream>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
+    pub(crate) ledger: Ledger,
+    /// Held while rules or addresses are changed, from reading them to writing them.
+    pub(crate) rules_turn: tokio::sync::Mutex<()>,
     timeouts: Mutex<Timeouts>,
     working: AtomicUsize,
     /// Held as long as this engine lives, so that no other one uses the directory.
@@ -126,6 +130,8 @@ impl Engine {
             guest_streams: Arc::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
+            ledger: Ledger::default(),
+            rules_turn: tokio::sync::Mutex::default(),
             timeouts: Mutex::new(timeouts),
             working: AtomicUsize::new(0),
             _lock: lock,
@@ -241,6 +247,7 @@ impl Engine {
             .values()
             .filter(|s| s.distro == Some(record.id))
             .count();
+        let room = self.room_of(record);
         let live = lock(&self.live);
         let live = live.get(&record.id);
         let state = live.map_or(DistroState::Stopped, |l| l.state);
@@ -268,13 +275,15 @@ impl Engine {
                 .and_then(|l| l.started)
                 .map_or(0, |s| s.elapsed().as_millis() as u64),
             source: record.source.clone(),
-            ..v1::Distro::default()
+            network: room.kind.to_string(),
+            address: room.address.map(|a| a.to_string()).unwrap_or_default(),
         }
     }
 
     /// Tells everything about one distribution; asks the guest when it runs.
     pub async fn inspect(&self, name: &str) -> Result<v1::InspectReply, Failure> {
         let record = self.resolve(name)?;
+        let room = self.room_of(&record);
         let layout = self.registry.layout();
         let mut reply = v1::InspectReply {
             distro: Some(self.describe(&record, self.registry.default_id() == Some(record.id))),
@@ -284,6 +293,12 @@ impl Engine {
             disk_limit_bytes: record.disk_limit,
             disk_serial: record.id.disk_serial(),
             sessions: self.sessions_of(Some(record.id)),
+            network: room.kind.to_string(),
+            address: room
+                .address
+                .or_else(|| self.vm.network().map(|n| n.record.address))
+                .map(|a| a.to_string())
+                .unwrap_or_default(),
             ..v1::InspectReply::default()
         };
         if self.distro_state(record.id) == DistroState::Running

@@ -1,12 +1,16 @@
 //! The narrow seam between the life of the VM and what makes one: real QEMU in production, a fake agent in tests.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use hostel_model::Failure;
 use hostel_proto::v1;
+use hostel_switch::{Backend, NatRecord, Prefix, Verdict};
 
-use crate::streams::GuestStream;
+use crate::{
+    network::{NetworkSettings, NetworkSetup},
+    streams::GuestStream,
+};
 
 /// Makes VMs.
 pub trait Hypervisor: fmt::Debug + Send + Sync {
@@ -20,6 +24,20 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
         disks: &'a [DiskPlan],
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>>;
+
+    /// Says what the network of the next VM will be. Changes nothing; blocks for a moment.
+    fn network_plan(&self) -> NetworkPlan;
+
+    /// Works out what the record would be with these addresses in it; refuses those that cannot be. Changes nothing.
+    fn network_change(
+        &self,
+        subnet: Option<Prefix>,
+        gateway: Option<Ipv4Addr>,
+        address: Option<Ipv4Addr>,
+    ) -> Result<NatRecord, Failure>;
+
+    /// Looks which backends could carry that network. Changes nothing.
+    fn network_verdicts(&self) -> BoxFuture<'_, Vec<Verdict>>;
 }
 
 /// A VM whose agent has dialled in.
@@ -28,8 +46,10 @@ pub struct Booted {
     pub machine: Arc<dyn Machine>,
     /// The agent's connection, on which it serves.
     pub control: GuestStream,
-    /// What the agent is told first.
+    /// What the agent is told first, but for the network.
     pub configure: v1::ConfigureRequest,
+    /// What carries its network; `None`: it has none.
+    pub network: Option<NetworkSetup>,
     /// What there is to say about the VM.
     pub info: VmInfo,
     /// The disk with modules to attach and mount, read-only.
@@ -57,8 +77,19 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub cpus: u32,
-    /// How it reaches the network.
-    pub network: v1::NetworkStatus,
+    /// Why it has no network, when it has none.
+    pub no_network: String,
+}
+
+/// What the network of the next VM will be.
+#[derive(Clone, Debug)]
+pub struct NetworkPlan {
+    /// The recorded addresses, or those that would be recorded; `None`: nothing is free.
+    pub record: Option<NatRecord>,
+    /// What the configuration says.
+    pub settings: NetworkSettings,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// A disk to attach.
@@ -91,6 +122,9 @@ pub trait Machine: Send + Sync {
 
     /// Detaches a disk that the guest does not use any more; one that is not attached is success.
     fn detach<'a>(&'a self, serial: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Connects its network card to what stands behind this backend now.
+    fn replace_nic<'a>(&'a self, backend: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Waits until the machine has ended and says how, with the tail of its console.
     fn ended(&self) -> BoxFuture<'_, String>;

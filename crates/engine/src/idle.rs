@@ -1,4 +1,5 @@
-//! What ends by itself: a distribution in which nothing runs, a VM without a distribution.
+//! What ends by itself: a distribution in which nothing runs, a VM without a distribution. An open connection from the host
+//! to a port of theirs counts as something that runs.
 
 use std::{
     sync::{Arc, Weak},
@@ -33,7 +34,7 @@ pub(crate) async fn watch(engine: Weak<Engine>, closing: CancellationToken) {
         if let Some(time) = times.instance_idle {
             stop_idle_distros(&engine, time).await;
         }
-        if !engine.no_distro_runs() || engine.has_sessions() {
+        if !engine.no_distro_runs() || engine.has_sessions() || engine.connected().contains(&None) {
             vm_idle_since = None;
             continue;
         }

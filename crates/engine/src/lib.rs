@@ -17,6 +17,7 @@ mod install;
 mod kernels;
 pub mod layout;
 pub mod lifecycle;
+pub mod network;
 mod pipe;
 pub mod registry;
 mod session;

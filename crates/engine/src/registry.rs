@@ -5,16 +5,18 @@
 
 use std::{
     collections::HashMap,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use hostel_model::{DistroId, DistroName, ErrorCode, Failure};
+use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
     lifecycle::DistroState,
-    state::{self, BaseFile, DistroFile, RegistryFile, StateError},
+    state::{self, BaseFile, DistroFile, NetworkKind, RegistryFile, StateError},
 };
 
 /// Why the registry refused.
@@ -104,6 +106,7 @@ pub fn state_failure(error: &StateError) -> Failure {
 #[derive(Debug)]
 pub struct Registry {
     layout: Layout,
+    changes: watch::Sender<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -203,6 +206,7 @@ impl Registry {
         Ok((
             Arc::new(Self {
                 layout,
+                changes: watch::channel(0).0,
                 inner: Mutex::new(inner),
             }),
             opened,
@@ -212,6 +216,15 @@ impl Registry {
     /// Returns where things lie.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Tells when anything of it has changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Returns every registered distribution, the default first, then by time of registration (LIST-1).
@@ -327,6 +340,7 @@ impl Registry {
         let id = record.id;
         inner.reserved.retain(|(r, _)| *r != id);
         inner.distros.push(record);
+        self.changed();
         if set_default || inner.file.default.is_none() {
             let file = RegistryFile {
                 default: Some(id),
@@ -351,6 +365,20 @@ impl Registry {
             return Ok(());
         }
         self.edit(&mut inner, id, |d| d.os = os)
+    }
+
+    /// Records how a distribution is on the network.
+    pub fn set_network(
+        &self,
+        id: DistroId,
+        kind: NetworkKind,
+        address: Option<Ipv4Addr>,
+    ) -> Result<(), RegistryError> {
+        let mut inner = self.lock();
+        self.edit(&mut inner, id, |d| {
+            d.network = kind.into();
+            d.address = address.into();
+        })
     }
 
     /// Makes a distribution the default one.
@@ -390,6 +418,7 @@ impl Registry {
                     .map_err(|source| RegistryError::Files { path: from, source })?,
             }
             inner.distros.retain(|d| d.id != id);
+            self.changed();
             if inner.file.default == Some(id) {
                 let file = RegistryFile {
                     default: inner.distros.first().map(|d| d.id),
@@ -448,6 +477,7 @@ impl Registry {
         change(&mut changed);
         state::store(&self.layout.distro_file(id), &changed)?;
         *entry = changed;
+        self.changed();
         Ok(())
     }
 
@@ -455,6 +485,7 @@ impl Registry {
         if file != inner.file {
             state::store(&self.layout.registry(), &file)?;
             inner.file = file;
+            self.changed();
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::{
     flight::Flight,
     hypervisor::{Booted, DiskPlan, Machine, VmInfo},
     lifecycle::{VmEvent, VmState},
+    network::Live,
     streams::GuestStream,
 };
 
@@ -79,6 +80,9 @@ pub(crate) struct Running {
     pub(crate) boot_ms: u64,
     started: Instant,
     agent: Mutex<AgentClient<Guarded<Channel>>>,
+    /// Counts the agents: a lost one dials again.
+    agents: watch::Sender<u32>,
+    network: Option<Arc<Live>>,
     configure: v1::ConfigureRequest,
     end: watch::Sender<Option<String>>,
     /// How the first settling ended, once it has.
@@ -110,6 +114,11 @@ impl Vm {
         lock(&self.inner).running.clone()
     }
 
+    /// Returns the network of the running VM.
+    pub(crate) fn network(&self) -> Option<Arc<Live>> {
+        self.running()?.network.clone()
+    }
+
     pub(crate) fn state(&self) -> VmState {
         lock(&self.inner).state
     }
@@ -134,6 +143,26 @@ impl Running {
     /// Returns a client of the agent.
     pub(crate) fn agent(&self) -> AgentClient<Guarded<Channel>> {
         lock(&self.agent).clone()
+    }
+
+    /// Tells when another agent has taken the place of a lost one.
+    pub(crate) fn agents(&self) -> watch::Receiver<u32> {
+        self.agents.subscribe()
+    }
+
+    /// Returns the network; `None`: there is none.
+    pub(crate) fn network(&self) -> Option<&Arc<Live>> {
+        self.network.as_ref()
+    }
+
+    /// Settles the machine again after a change of its network, once the first settling is done.
+    pub(crate) async fn configure_again(&self) -> Result<Vec<String>, Failure> {
+        self.wait_settled(&mut Vec::new()).await?;
+        let mut agent = self.agent();
+        tokio::time::timeout(SETTLE, self.configure(&mut agent))
+            .await
+            .map_err(|_| unsettled())?
+            .map_err(|s| failure_of(&s))
     }
 
     /// Turns a failed call to the agent into what the user is told; when the VM ended, that is the reason.
@@ -249,6 +278,7 @@ impl Running {
         let request = v1::ConfigureRequest {
             time_unix_ns: now.as_nanos() as u64,
             entropy: entropy.into(),
+            network: self.network.as_ref().map(|n| n.guest_network()),
             ..self.configure.clone()
         };
         Ok(agent.configure(request).await?.into_inner().warnings)
@@ -398,6 +428,9 @@ impl Engine {
                         .spawn(Arc::clone(&self).supervise(Arc::clone(&running), events));
                     self.tasks
                         .spawn(Arc::clone(&self).take_streams(Arc::clone(&running)));
+                    if let Some(network) = running.network() {
+                        network.attach(&self, &running);
+                    }
                     if let Some(modules) = modules {
                         self.tasks
                             .spawn(mount_modules(Arc::clone(&running), modules));
@@ -421,7 +454,7 @@ impl Engine {
 
     /// Greets an agent that has dialled in and begins to settle its machine, which is killed when that fails.
     async fn greet(
-        &self,
+        self: &Arc<Self>,
         booted: Booted,
         begun: Instant,
     ) -> Result<(Arc<Running>, Option<DiskPlan>, Streaming<v1::AgentEvent>), Failure> {
@@ -429,10 +462,16 @@ impl Engine {
             machine,
             control,
             configure,
+            network,
             info,
             modules,
             timeouts,
         } = booted;
+        let network = match network {
+            Some(setup) => Some(Live::new(self, setup).await),
+            None => None,
+        };
+        let opened = network.clone();
         if let Some(timeouts) = timeouts {
             self.set_timeouts(timeouts);
         }
@@ -448,6 +487,8 @@ impl Engine {
                 boot_ms: begun.elapsed().as_millis() as u64,
                 started: Instant::now(),
                 agent: Mutex::new(agent.clone()),
+                agents: watch::channel(0).0,
+                network,
                 configure,
                 end: watch::channel(None).0,
                 settled: watch::channel(None).0,
@@ -472,6 +513,9 @@ impl Engine {
         };
         if result.is_err() {
             machine.kill().await;
+            if let Some(network) = opened {
+                network.close().await;
+            }
         }
         result
     }
@@ -497,6 +541,10 @@ impl Engine {
                 },
             }
         };
+        // Before anybody can start the next VM, which will want the same addresses.
+        if let Some(network) = running.network() {
+            network.close().await;
+        }
         self.vm_ended(&running, how);
     }
 
@@ -512,6 +560,7 @@ impl Engine {
             running.configure(&mut agent).await.ok()?;
             let events = agent.watch(v1::WatchRequest {}).await.ok()?.into_inner();
             *lock(&running.agent) = agent;
+            running.agents.send_modify(|n| *n += 1);
             Some(events)
         };
         tokio::select! {
@@ -656,8 +705,8 @@ impl Engine {
         }
     }
 
-    /// Describes the VM and its network as the wire does.
-    pub fn vm_status(&self) -> (v1::VmStatus, Option<v1::NetworkStatus>) {
+    /// Describes the VM as the wire does.
+    pub fn vm_status(&self) -> v1::VmStatus {
         let inner = lock(&self.vm.inner);
         let mut status = v1::VmStatus {
             state: inner.state.as_str().to_owned(),
@@ -665,7 +714,7 @@ impl Engine {
             ..v1::VmStatus::default()
         };
         let Some(running) = inner.running.as_ref() else {
-            return (status, None);
+            return status;
         };
         let info = &running.info;
         status.accel.clone_from(&info.accel);
@@ -680,7 +729,7 @@ impl Engine {
         status.kernel_release.clone_from(&running.kernel_release);
         status.uptime_ms = running.started.elapsed().as_millis() as u64;
         status.boot_ms = running.boot_ms;
-        (status, Some(info.network.clone()))
+        status
     }
 }
 

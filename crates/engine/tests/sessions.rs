@@ -223,7 +223,7 @@ async fn the_end_of_the_vm_is_told_with_its_reason_and_the_next_command_works() 
     assert_eq!(failure.code, ErrorCode::VmCrashed);
     assert!(failure.message.contains("killed by signal 9"), "{failure}");
     assert_eq!(read_all(output).await, b"");
-    assert_eq!(house.engine.vm_status().0.state, "crashed");
+    assert_eq!(house.engine.vm_status().state, "crashed");
     assert_eq!(state(&house, "deb"), "stopped");
     let mut events = house.engine.exec(command("deb", "true")).await.unwrap();
     opened(&mut events).await;
@@ -344,10 +344,7 @@ async fn what_is_idle_ends_by_itself_and_what_is_not_stays() {
     );
     house.world.processes.store(1, Ordering::SeqCst);
     eventually("the stop", || state(&house, "deb") == "stopped").await;
-    eventually("the power-off", || {
-        house.engine.vm_status().0.state == "off"
-    })
-    .await;
+    eventually("the power-off", || house.engine.vm_status().state == "off").await;
     eventually("idleness", || house.engine.is_idle()).await;
 }
 
@@ -366,7 +363,7 @@ async fn shutdown_stops_everything_and_force_asks_nobody() {
         house.engine.shutdown(false).await.unwrap(),
         ["deb", "other"]
     );
-    assert_eq!(house.engine.vm_status().0.state, "off");
+    assert_eq!(house.engine.vm_status().state, "off");
     assert_eq!(house.world.detached.lock().unwrap().len(), 2);
     assert_eq!(house.engine.shutdown(false).await.unwrap(), [""; 0]);
 
@@ -375,11 +372,11 @@ async fn shutdown_stops_everything_and_force_asks_nobody() {
     assert_eq!(house.engine.shutdown(true).await.unwrap(), ["deb"]);
     assert_eq!(
         (
-            house.engine.vm_status().0.state.as_str(),
+            house.engine.vm_status().state.as_str(),
             state(&house, "deb").as_str()
         ),
         ("off", "stopped")
     );
-    assert_eq!(house.engine.vm_status().0.last_end, "");
+    assert_eq!(house.engine.vm_status().last_end, "");
     house.engine.close(false).await;
 }

@@ -21,6 +21,7 @@ impl Service {
             self.kernel().await,
         ];
         checks.extend(self.backend.checks());
+        checks.extend(self.engine.network_checks().await);
         checks
     }
 

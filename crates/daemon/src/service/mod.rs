@@ -2,6 +2,7 @@
 
 mod doctor;
 mod logs;
+mod ports;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -91,27 +92,38 @@ impl Hostel for Service {
     type PortsStream = BoxStream<v1::PortsReply>;
 
     async fn network(&self, _: Request<v1::NetworkRequest>) -> Answer<v1::NetworkReply> {
-        Err(Status::unimplemented("network"))
+        answer(self.engine.network().await)
     }
 
-    async fn network_set(&self, _: Request<v1::NetworkSetRequest>) -> Answer<v1::NetworkReply> {
-        Err(Status::unimplemented("network"))
+    async fn network_set(
+        &self,
+        request: Request<v1::NetworkSetRequest>,
+    ) -> Answer<v1::NetworkReply> {
+        answer(self.engine.network_set(request.into_inner()).await)
     }
 
-    async fn firewall(&self, _: Request<v1::FirewallRequest>) -> Answer<v1::FirewallReply> {
-        Err(Status::unimplemented("firewall"))
+    async fn firewall(&self, request: Request<v1::FirewallRequest>) -> Answer<v1::FirewallReply> {
+        answer(self.engine.firewall(request.into_inner()).await)
     }
 
-    async fn ports(&self, _: Request<v1::PortsRequest>) -> Answer<Self::PortsStream> {
-        Err(Status::unimplemented("ports"))
+    async fn ports(&self, request: Request<v1::PortsRequest>) -> Answer<Self::PortsStream> {
+        let watch = request.into_inner().watch;
+        Ok(Response::new(ports::ledger(
+            Arc::clone(&self.engine),
+            watch,
+            self.closing.clone(),
+        )))
     }
 
-    async fn port_policy(&self, _: Request<v1::PortPolicyRequest>) -> Answer<v1::PortPolicyReply> {
-        Err(Status::unimplemented("ports"))
+    async fn port_policy(
+        &self,
+        request: Request<v1::PortPolicyRequest>,
+    ) -> Answer<v1::PortPolicyReply> {
+        answer(self.engine.port_policy(request.into_inner()).await)
     }
 
-    async fn manage(&self, _: Request<v1::ManageRequest>) -> Answer<v1::ManageReply> {
-        Err(Status::unimplemented("manage"))
+    async fn manage(&self, request: Request<v1::ManageRequest>) -> Answer<v1::ManageReply> {
+        answer(self.engine.manage(request.into_inner()).await)
     }
 
     type LogsStream = BoxStream<v1::LogChunk>;
@@ -141,7 +153,6 @@ impl Hostel for Service {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::StatusReply> {
-        let (vm, network) = self.engine.vm_status();
         let distros = self.engine.list(false);
         Ok(Response::new(v1::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -149,8 +160,8 @@ impl Hostel for Service {
             resident_bytes: doctor::resident_bytes(),
             home: self.paths.home.display().to_string(),
             runtime_dir: self.paths.runtime.display().to_string(),
-            vm: Some(vm),
-            network: Some(network.unwrap_or_else(|| self.backend.network_plan())),
+            vm: Some(self.engine.vm_status()),
+            network: Some(self.engine.network_status().await),
             distros: distros.len() as u32,
             running: distros.iter().filter(|d| d.state == "running").count() as u32,
             default_distro: distros

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hostel_model::{ErrorCode, Failure};
 use hostel_qemu::{AttachDisk, DiskError, DiskFile, DiskFormat};
+use hostel_switch::Backend;
 use hostel_vsock::{Channel, Listener};
 use tokio::sync::Mutex;
 
@@ -15,6 +16,9 @@ use crate::{
 
 /// How long a killed QEMU may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(10);
+
+/// How long the guest may take to let an old network card go.
+const NIC_TIME: Duration = Duration::from_secs(20);
 
 /// QEMU and the host end of its channel.
 #[derive(Debug)]
@@ -82,6 +86,19 @@ impl Machine for QemuVm {
                 Failure::from_error(ErrorCode::Busy, &e)
                     .hint("hostel shutdown, which frees every disk")
             })
+        })
+    }
+
+    fn replace_nic<'a>(&'a self, backend: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let failed = |e: &dyn std::error::Error| {
+                Failure::from_error(ErrorCode::Unsupported, e).hint("hostel shutdown")
+            };
+            let (nic, fds) = super::network::nic(backend).await.map_err(|e| failed(&e))?;
+            self.machine
+                .replace_nic(&nic, fds, NIC_TIME)
+                .await
+                .map_err(|e| failed(&e))
         })
     }
 

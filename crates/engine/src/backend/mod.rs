@@ -6,6 +6,7 @@ mod network;
 
 use std::{
     ffi::OsString,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -21,14 +22,19 @@ use hostel_qemu::{
     Accel, AccelChoice, AccelRequest, LaunchOptions, MachineConfig, QemuBinary, VsockDevice,
     kernel_command_line, probe_accel, probe_qemu,
 };
+use hostel_switch::{NatRecord, Prefix, Verdict};
 use hostel_vsock::{Channel, ChannelKind, Device, Listener};
 use hostel_wslconf::{FileKind, Level, MachineConf};
 
 use crate::{
     Timeouts,
-    backend::{files::BootFiles, machine::QemuVm},
+    backend::{
+        files::BootFiles,
+        machine::QemuVm,
+        network::{Network, Programs},
+    },
     engine::lock,
-    hypervisor::{Booted, DiskPlan, Hypervisor, VmInfo},
+    hypervisor::{Booted, DiskPlan, Hypervisor, NetworkPlan, VmInfo},
     kernels,
     registry::Registry,
 };
@@ -82,9 +88,29 @@ pub struct VmBackend {
     registry: Arc<Registry>,
     paths: Paths,
     init: Option<PathBuf>,
-    search_path: OsString,
+    programs: Programs,
     overrides: Overrides,
     qemu: Mutex<Option<QemuBinary>>,
+}
+
+/// The opening of a network, given up with the start that it is for.
+struct AbortOnDrop(tokio::task::JoinHandle<Network>);
+
+impl AbortOnDrop {
+    async fn wait(mut self) -> Network {
+        match (&mut self.0).await {
+            Ok(network) => network,
+            Err(error) => {
+                network::none(&format!("the network was not opened: {error}"), Vec::new())
+            }
+        }
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What a start works from.
@@ -98,11 +124,13 @@ struct Plan {
 }
 
 impl VmBackend {
-    /// Describes where things are; nothing is looked at before the first start. `init` is the guest's `/init`.
+    /// Describes where things are; nothing is looked at before the first start. `init` is the guest's `/init`,
+    /// `hostel_net` the program that makes bridges and taps.
     pub fn new(
         registry: Arc<Registry>,
         paths: Paths,
         init: Option<PathBuf>,
+        hostel_net: PathBuf,
         search_path: OsString,
         overrides: Overrides,
     ) -> Self {
@@ -110,7 +138,10 @@ impl VmBackend {
             registry,
             paths,
             init,
-            search_path,
+            programs: Programs {
+                hostel_net,
+                path: search_path,
+            },
             overrides,
             qemu: Mutex::default(),
         }
@@ -147,18 +178,6 @@ impl VmBackend {
         conf.unwrap_or_default().wsl2.default_vhd_size
     }
 
-    /// Returns the network that the next VM gets.
-    pub fn network_plan(&self) -> v1::NetworkStatus {
-        let mut status = network::plan(&self.registry, &MachineConf::default())
-            .map(|n| n.status)
-            .unwrap_or_default();
-        if self.registry.settings().nat.is_none() {
-            // Comes with the first record.
-            status.mac.clear();
-        }
-        status
-    }
-
     /// Reads the first configuration file that exists. Mistakes in the reference's file are warnings (ERR-4).
     fn read_conf(&self) -> Result<(MachineConf, Vec<String>), Failure> {
         for (i, path) in self.paths.config_files.iter().enumerate() {
@@ -190,7 +209,7 @@ impl VmBackend {
         {
             return Ok(known);
         }
-        let found = probe_qemu(None, &self.search_path).map_err(|e| {
+        let found = probe_qemu(None, &self.programs.path).map_err(|e| {
             Failure::from_error(ErrorCode::QemuMissing, &e)
                 .hint("sudo apt-get install qemu-system-x86")
         })?;
@@ -211,8 +230,8 @@ impl VmBackend {
     }
 
     /// Gathers everything that a start needs. Blocks.
-    fn prepare(&self) -> Result<(Plan, Vec<String>), Failure> {
-        let (conf, mut warnings) = self.read_conf()?;
+    fn prepare(&self, conf: MachineConf) -> Result<(Plan, Vec<String>), Failure> {
+        let mut warnings = Vec::new();
         let kernel = kernels::chosen(&self.registry)?;
         let init = self
             .init
@@ -287,10 +306,22 @@ impl VmBackend {
         warn: &(dyn Fn(String) + Send + Sync),
     ) -> Result<Booted, Failure> {
         // The scoped threads inside keep `self` borrowed; this blocks one worker for some 0.1 s at most.
-        let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare())?;
+        let (conf, warnings) = self.read_conf()?;
         warnings.into_iter().for_each(warn);
-        let failure = match self.launch(&plan, disks, warn).await {
-            Ok(booted) => {
+        // Beside everything else: some programs have to be started for it.
+        let opening = AbortOnDrop(tokio::spawn(network::open(
+            Arc::clone(&self.registry),
+            conf.clone(),
+            self.programs.clone(),
+        )));
+        let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare(conf))?;
+        warnings.into_iter().for_each(warn);
+        let network = opening.wait().await;
+        network.warnings.iter().cloned().for_each(warn);
+        let failure = match self.launch(&plan, disks, &network).await {
+            Ok(mut booted) => {
+                network::keep(&self.registry, &network);
+                booted.network = network.setup;
                 // The boot image went through memory.
                 hostel_sys::memory::give_back();
                 return Ok(booted);
@@ -298,6 +329,7 @@ impl VmBackend {
             Err(failure) => failure,
         };
         if plan.accel.accel != Accel::Kvm || plan.conf.hostel.accel == hostel_wslconf::Accel::Kvm {
+            network.close().await;
             return Err(failure);
         }
         warn(format!(
@@ -314,7 +346,15 @@ impl VmBackend {
             accel: Accel::Tcg,
             reason: format!("KVM failed: {why}"),
         };
-        let booted = self.launch(&plan, disks, warn).await?;
+        let mut booted = match self.launch(&plan, disks, &network).await {
+            Ok(booted) => booted,
+            Err(failure) => {
+                network.close().await;
+                return Err(failure);
+            }
+        };
+        network::keep(&self.registry, &network);
+        booted.network = network.setup;
         // Only now is it KVM's fault.
         if let Err(error) = self.registry.change_settings(|s| s.kvm_failed = Some(why)) {
             tracing::warn!(%error, "the failure of KVM was not remembered");
@@ -342,10 +382,8 @@ impl VmBackend {
         &self,
         plan: &Plan,
         disks: &[DiskPlan],
-        warn: &(dyn Fn(String) + Send + Sync),
+        network: &Network,
     ) -> Result<Booted, Failure> {
-        let network = network::plan(&self.registry, &plan.conf)?;
-        network.warnings.iter().cloned().for_each(warn);
         let (channel, mut control, streams) = self.open_channel()?;
         let mut config = MachineConfig::new(
             &plan.qemu,
@@ -356,8 +394,16 @@ impl VmBackend {
         config.memory = plan.memory;
         config.cpus = plan.cpus;
         config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
-        let (nic, descriptors) = network.nic().await?;
-        config.nic = nic;
+        let descriptors = match &network.setup {
+            Some(setup) => {
+                let (nic, descriptors) = network::nic(&*setup.backend)
+                    .await
+                    .map_err(|e| Failure::from_error(ErrorCode::VmStart, &e))?;
+                config.nic = Some(nic);
+                descriptors
+            }
+            None => Vec::new(),
+        };
         let options = LaunchOptions {
             console_log: self.paths.console_log(),
             stderr_log: self.paths.runtime.join("qemu.log"),
@@ -428,18 +474,17 @@ impl VmBackend {
             channel: channel_name.to_owned(),
             memory_bytes: plan.memory.0,
             cpus: plan.cpus,
-            network: network.status.clone(),
+            no_network: network.why_none.clone(),
         };
-        network::record(&self.registry, &network);
         let configure = v1::ConfigureRequest {
             hostname: crate::distro::host_name(),
-            network: network.guest,
             ..v1::ConfigureRequest::default()
         };
         Ok(Booted {
             machine: Arc::new(QemuVm::new(machine, channel, control, streams)),
             control: Box::new(agent),
             configure,
+            network: None,
             info,
             modules: Some(plan.files.modules.clone()),
             timeouts: Some(self.timeouts_of(&plan.conf)),
@@ -510,11 +555,6 @@ impl VmBackend {
                     (total, available) => Ok(format!("{available} of {total} available")),
                 },
             );
-            let network = network::plan(&self.registry, &conf).map(|n| n.status);
-            say(
-                "network",
-                network.map(|n| format!("{}: {}, {}", n.backend, n.address, n.backend_reason)),
-            );
         });
         checks
     }
@@ -527,6 +567,34 @@ impl Hypervisor for VmBackend {
         warn: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<Booted, Failure>> {
         Box::pin(self.start(disks, warn))
+    }
+
+    fn network_plan(&self) -> NetworkPlan {
+        match self.read_conf() {
+            Ok((conf, _)) => network::plan(&self.registry, &conf),
+            Err(failure) => {
+                let mut plan = network::plan(&self.registry, &MachineConf::default());
+                plan.warnings.push(failure.message);
+                plan
+            }
+        }
+    }
+
+    fn network_change(
+        &self,
+        subnet: Option<Prefix>,
+        gateway: Option<Ipv4Addr>,
+        address: Option<Ipv4Addr>,
+    ) -> Result<NatRecord, Failure> {
+        network::change(self.network_plan(), subnet, gateway, address)
+    }
+
+    fn network_verdicts(&self) -> BoxFuture<'_, Vec<Verdict>> {
+        Box::pin(async move {
+            // Reads some small files.
+            let plan = self.network_plan();
+            network::verdicts(plan, self.programs.clone()).await
+        })
     }
 }
 

@@ -1,46 +1,300 @@
-//! The network of the next VM: the recorded addresses, or new ones that collide with nothing of the host.
+//! The network of the next VM: the recorded addresses, asked for again; opened with the best backend that works; and what is
+//! done without it.
 
-use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, net::Ipv4Addr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
-use hostel_model::{ErrorCode, Failure};
-use hostel_proto::v1;
+use futures_util::future::BoxFuture;
+use hostel_model::{ErrorCode, Failure, firewall::Rule};
 use hostel_qemu::{Netdev, Nic, UserIpv6};
 use hostel_switch::{
-    Backend as _, Kind, NatRecord, NetdevSpec, Prefix, Slirp, Wanted, host_prefixes,
+    Backend, Kind, NatRecord, NetdevSpec, OpenError, Opened, Prefix, Verdict, Wanted,
 };
-use hostel_wslconf::{MachineConf, NetworkingMode};
+use hostel_wslconf::MachineConf;
 
-use crate::registry::Registry;
+use crate::{
+    hypervisor::NetworkPlan,
+    network::{Mode, NetworkSettings, NetworkSetup, Opener, record},
+    registry::Registry,
+};
 
 /// What people call the network.
 const NAME: &str = "hostel";
 
-/// How a VM is connected, in the three forms in which it is needed.
+/// Where the programs are that a network needs.
 #[derive(Clone, Debug)]
+pub(super) struct Programs {
+    pub(super) hostel_net: PathBuf,
+    pub(super) path: OsString,
+}
+
+/// A network that was opened, or why there is none.
+#[derive(Debug)]
 pub(super) struct Network {
-    pub(super) status: v1::NetworkStatus,
-    pub(super) guest: Option<v1::GuestNetwork>,
-    backend: Option<Arc<Slirp>>,
+    /// `None`: the VM has none.
+    pub(super) setup: Option<NetworkSetup>,
+    /// Why not.
+    pub(super) why_none: String,
     /// What to record once a VM runs with it.
-    record: Option<NatRecord>,
+    lasting: Option<NatRecord>,
     /// What the user should know.
     pub(super) warnings: Vec<String>,
 }
 
 impl Network {
-    /// Returns the card, with the descriptors of what stands behind it.
-    pub(super) async fn nic(&self) -> Result<(Option<Nic>, Vec<OwnedFd>), Failure> {
-        let Some(backend) = &self.backend else {
-            return Ok((None, Vec::new()));
-        };
-        let spec = backend
-            .netdev()
-            .await
-            .map_err(|e| Failure::from_error(ErrorCode::VmStart, &e))?;
-        let (netdev, fds) = netdev(spec);
-        let mac = backend.guest().mac.to_string();
-        Ok((Some(Nic { mac, netdev }), fds))
+    /// Ends it: the VM that it was for did not start.
+    pub(super) async fn close(&self) {
+        if let Some(setup) = &self.setup {
+            setup.backend.close().await;
+        }
     }
+}
+
+/// Reads the record and the configuration, and asks the host for what is free. Changes nothing; blocks for a moment.
+pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> NetworkPlan {
+    let (settings, mut warnings) = NetworkSettings::of(conf);
+    if settings.mode == Mode::None {
+        return NetworkPlan {
+            record: None,
+            settings,
+            warnings,
+        };
+    }
+    let recorded = registry.settings().nat;
+    let id = uuid::Uuid::new_v4().to_string();
+    let record = match record::ask_again(recorded, &id, NAME, &record::host_networks()) {
+        Ok(renewed) => {
+            // NAT-6, NAT-9: one warning, with old and new.
+            warnings.extend(renewed.warning);
+            Some(renewed.record)
+        }
+        Err(error) => {
+            warnings.push(format!("the VM has no network: {error}"));
+            None
+        }
+    };
+    NetworkPlan {
+        record,
+        settings,
+        warnings,
+    }
+}
+
+/// Opens the network of a VM. Whatever fails, the answer is a network or the reason why there is none (NET-3, ERR-4).
+pub(super) async fn open(
+    registry: Arc<Registry>,
+    conf: MachineConf,
+    programs: Programs,
+) -> Network {
+    let begun = Instant::now();
+    let planning = {
+        let (registry, conf) = (Arc::clone(&registry), conf.clone());
+        move || plan(&registry, &conf)
+    };
+    let Ok(plan) = tokio::task::spawn_blocking(planning).await else {
+        return none("the network was not planned", Vec::new());
+    };
+    let NetworkPlan {
+        record,
+        settings,
+        mut warnings,
+    } = plan;
+    let Some(lasting) = record else {
+        let why = if settings.mode == Mode::None {
+            "asked for"
+        } else {
+            "no subnet is free on this host"
+        };
+        return none(why, warnings);
+    };
+    let mut record = lasting.clone();
+    record.mac = settings.mac.unwrap_or(record.mac);
+    let wanted = Wanted {
+        kind: settings.kind,
+        ipv6: settings.ipv6.unwrap_or_else(record::host_has_ipv6),
+        host_loopback: settings.host_loopback,
+        mtu: None,
+        firewall: settings.firewall_rules(&registry.settings()),
+        hostel_net: programs.hostel_net,
+        path: programs.path,
+        record: record.clone(),
+    };
+    let (opened, kind) = match open_some(&wanted, settings.mode, &mut warnings).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            warnings.push(format!(
+                "the network cannot be opened, the VM has none: {error}; look at the reasons with `hostel doctor`"
+            ));
+            return none(&error.to_string(), warnings);
+        }
+    };
+    tracing::debug!(
+        backend = opened.backend.name(),
+        ms = begun.elapsed().as_millis() as u64,
+        "the network is open"
+    );
+    let opener = Reopen(Wanted {
+        kind: Some(kind),
+        ..wanted
+    });
+    Network {
+        setup: Some(NetworkSetup {
+            backend: opened.backend,
+            verdicts: opened.verdicts,
+            record,
+            dns: hostel_dns::Settings {
+                best_effort_parsing: conf.experimental.best_effort_dns_parsing,
+                ..hostel_dns::Settings::default()
+            },
+            settings,
+            opener: Arc::new(opener),
+        }),
+        why_none: String::new(),
+        lasting: Some(lasting),
+        warnings,
+    }
+}
+
+/// Says why the VM has no network.
+pub(super) fn none(why: &str, warnings: Vec<String>) -> Network {
+    Network {
+        setup: None,
+        why_none: why.to_owned(),
+        lasting: None,
+        warnings,
+    }
+}
+
+/// Opens what is asked for; where that fails the next best, and says so (NET-3).
+async fn open_some(
+    wanted: &Wanted,
+    mode: Mode,
+    warnings: &mut Vec<String>,
+) -> Result<(Opened, Kind), OpenError> {
+    let kinds: &[Option<Kind>] = match (wanted.kind, mode) {
+        (Some(_), Mode::Consomme) => &[wanted.kind, Some(Kind::Passt), Some(Kind::Slirp)],
+        (None, Mode::Consomme) => &[Some(Kind::Passt), Some(Kind::Slirp)],
+        (Some(_), Mode::Nat | Mode::None) => &[wanted.kind, None],
+        (None, Mode::Nat | Mode::None) => &[None],
+    };
+    let mut verdicts: Vec<Verdict> = Vec::new();
+    for kind in kinds {
+        let one = Wanted {
+            kind: *kind,
+            ..wanted.clone()
+        };
+        match hostel_switch::open(&one).await {
+            Ok(mut opened) => {
+                let chosen = opened.backend.kind();
+                if let Some(asked) = wanted.kind.filter(|asked| *asked != chosen) {
+                    let why = verdicts
+                        .iter()
+                        .find(|v| v.kind == asked)
+                        .map_or("it cannot be opened", |v| v.reason.as_str());
+                    warnings.push(format!(
+                        "the network `{asked}` was asked for and does not work here ({why}); `{chosen}` is used"
+                    ));
+                }
+                verdicts.append(&mut opened.verdicts);
+                opened.verdicts = verdicts;
+                return Ok((opened, chosen));
+            }
+            Err(error) => {
+                for verdict in error.verdicts {
+                    if !verdicts.iter().any(|v| v.kind == verdict.kind) {
+                        verdicts.push(verdict);
+                    }
+                }
+            }
+        }
+    }
+    Err(OpenError { verdicts })
+}
+
+/// Looks which backends could be opened. Changes nothing.
+pub(super) async fn verdicts(plan: NetworkPlan, programs: Programs) -> Vec<Verdict> {
+    let Some(record) = plan.record else {
+        return Vec::new();
+    };
+    let wanted = Wanted {
+        record,
+        kind: None,
+        ipv6: plan.settings.ipv6.unwrap_or(false),
+        host_loopback: plan.settings.host_loopback,
+        mtu: None,
+        firewall: Vec::new(),
+        hostel_net: programs.hostel_net,
+        path: programs.path,
+    };
+    let mut all = hostel_switch::probe(&wanted).await;
+    let fits = |kind: Kind| match (plan.settings.kind, plan.settings.mode) {
+        (Some(asked), _) => kind == asked,
+        (None, Mode::Consomme) => matches!(kind, Kind::Passt | Kind::Slirp),
+        (None, Mode::Nat | Mode::None) => true,
+    };
+    for verdict in all.iter_mut().filter(|v| v.usable && !fits(v.kind)) {
+        verdict.usable = false;
+        verdict.reason = format!(
+            "works, but is not what the configuration asks for ({})",
+            verdict.reason
+        );
+    }
+    all
+}
+
+/// Opens a network that died with the addresses it had.
+#[derive(Debug)]
+struct Reopen(Wanted);
+
+impl Opener for Reopen {
+    fn open(&self, firewall: Vec<Rule>) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>> {
+        Box::pin(async move {
+            let wanted = Wanted {
+                firewall,
+                ..self.0.clone()
+            };
+            let opened = hostel_switch::open(&wanted)
+                .await
+                .map_err(|e| e.to_string())?;
+            Ok(opened.backend)
+        })
+    }
+}
+
+/// Records a network that worked (NAT-4). Blocks for a moment.
+pub(super) fn keep(registry: &Registry, network: &Network) {
+    let Some(value) = network
+        .lasting
+        .as_ref()
+        .and_then(|r| serde_json::to_value(r).ok())
+    else {
+        return;
+    };
+    if let Err(error) = registry.change_settings(|s| s.nat = Some(value)) {
+        tracing::warn!(%error, "the network was not recorded; its addresses may change");
+    }
+}
+
+/// Works out what the record would be with these addresses in it.
+pub(super) fn change(
+    plan: NetworkPlan,
+    subnet: Option<Prefix>,
+    gateway: Option<Ipv4Addr>,
+    address: Option<Ipv4Addr>,
+) -> Result<NatRecord, Failure> {
+    let record = match plan.record {
+        Some(record) => record,
+        None => NatRecord::choose(&uuid::Uuid::new_v4().to_string(), NAME, &[])
+            .map_err(|e| Failure::from_error(ErrorCode::Unsupported, &e))?,
+    };
+    record::change(record, subnet, gateway, address)
+        .map_err(|e| Failure::from_error(ErrorCode::InvalidArgument, &e).hint("hostel net show"))
+}
+
+/// Returns the card, with the descriptors of what stands behind it.
+pub(super) async fn nic(backend: &dyn Backend) -> std::io::Result<(Nic, Vec<OwnedFd>)> {
+    let (netdev, fds) = netdev(backend.netdev().await?);
+    let mac = backend.guest().mac.to_string();
+    Ok((Nic { mac, netdev }, fds))
 }
 
 /// Says in QEMU's words what stands behind the card.
@@ -71,125 +325,4 @@ fn netdev(spec: NetdevSpec) -> (Netdev, Vec<OwnedFd>) {
             (netdev, fds)
         }
     }
-}
-
-/// Plans the network: the recorded one, so that addresses stay (NAT-4), else the first that is free. Blocks for a moment.
-pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> Result<Network, Failure> {
-    if conf.wsl2.networking_mode == NetworkingMode::None {
-        let status = v1::NetworkStatus {
-            backend: "none".to_owned(),
-            backend_reason: "asked for".to_owned(),
-            ..v1::NetworkStatus::default()
-        };
-        return Ok(Network {
-            status,
-            guest: None,
-            backend: None,
-            record: None,
-            warnings: Vec::new(),
-        });
-    }
-    let mut warnings = Vec::new();
-    let host = host_networks();
-    let mut record = match recorded(registry) {
-        Some(Ok(record)) => record,
-        Some(Err(why)) => {
-            let record = choose(&host)?;
-            // NAT-6.
-            warnings.push(format!(
-                "the recorded network cannot be used ({why}); {} is used instead",
-                record.subnet
-            ));
-            record
-        }
-        None => choose(&host)?,
-    };
-    let lasting = record.clone();
-    if let Some(mac) = conf.wsl2.mac_address {
-        record.mac = mac
-            .to_string()
-            .parse()
-            .map_err(|e: hostel_switch::ParseMacError| {
-                Failure::from_error(ErrorCode::Config, &e)
-                    .hint("change wsl2.macAddress in the configuration")
-            })?;
-    }
-    let wanted = Wanted {
-        record: record.clone(),
-        kind: Some(Kind::Slirp),
-        ipv6: false,
-        host_loopback: false,
-        mtu: None,
-        firewall: Vec::new(),
-        hostel_net: PathBuf::new(),
-        path: OsString::new(),
-    };
-    let backend = Slirp::new(&wanted, "the only backend of this release");
-    let guest = backend.guest();
-    let servers: Vec<String> = guest.dns.iter().map(ToString::to_string).collect();
-    Ok(Network {
-        status: v1::NetworkStatus {
-            backend: backend.name().to_owned(),
-            backend_reason: backend.reason().to_owned(),
-            subnet: record.subnet.to_string(),
-            gateway: guest.gateway.to_string(),
-            address: guest.address.to_string(),
-            mac: guest.mac.to_string(),
-            dns: servers.clone(),
-            mode: "nat".to_owned(),
-            mtu: guest.mtu,
-            ..v1::NetworkStatus::default()
-        },
-        guest: Some(v1::GuestNetwork {
-            address: guest.address.to_string(),
-            prefix: u32::from(guest.prefix),
-            gateway: guest.gateway.to_string(),
-            mac: guest.mac.to_string(),
-            mtu: guest.mtu,
-            dns: servers,
-            generate_resolv_conf: true,
-            ..v1::GuestNetwork::default()
-        }),
-        backend: Some(Arc::new(backend)),
-        record: Some(lasting),
-        warnings,
-    })
-}
-
-/// Records a network that worked. Blocks for a moment.
-pub(super) fn record(registry: &Registry, network: &Network) {
-    let Some(value) = network
-        .record
-        .as_ref()
-        .and_then(|r| serde_json::to_value(r).ok())
-    else {
-        return;
-    };
-    if let Err(error) = registry.change_settings(|s| s.nat = Some(value)) {
-        tracing::warn!(%error, "the network was not recorded; its addresses may change");
-    }
-}
-
-/// Returns the recorded network, or why it cannot be used.
-fn recorded(registry: &Registry) -> Option<Result<NatRecord, String>> {
-    let value = registry.settings().nat?;
-    let record = serde_json::from_value::<NatRecord>(value).map_err(|e| e.to_string());
-    Some(record.and_then(|r| r.validate().map(|()| r).map_err(|e| e.to_string())))
-}
-
-fn choose(host: &[Prefix]) -> Result<NatRecord, Failure> {
-    let id = uuid::Uuid::new_v4().to_string();
-    NatRecord::choose(&id, NAME, host).map_err(|e| {
-        Failure::from_error(ErrorCode::Unsupported, &e)
-            .hint("set `networkingMode=none` in section [wsl2] of hostel.conf")
-    })
-}
-
-/// Returns the networks that this host knows.
-fn host_networks() -> Vec<Prefix> {
-    let read = |path| fs_err::read_to_string(path).ok();
-    host_prefixes(
-        &read("/proc/net/route").unwrap_or_default(),
-        read("/proc/net/fib_trie").as_deref(),
-    )
 }

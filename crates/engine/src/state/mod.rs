@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use files::{BaseFile, DistroFile, OsInfo, RegistryFile};
 pub use rules::{
-    FirewallRules, MAX_RULES, NetworkKind, Placement, PortRule, PortRules, RulesError, Transport,
+    FirewallRules, NetworkKind, Placement, PortRule, PortRules, RulesError, Transport,
 };
 pub use setting::Setting;
 pub use sweep::{SweepReport, sweep};

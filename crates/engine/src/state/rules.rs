@@ -4,12 +4,9 @@ use std::{fmt, str::FromStr};
 
 use hostel_model::{
     DistroId,
-    firewall::{Protocol, Rule},
+    firewall::{MAX_RULES, Rule},
 };
 use serde::{Deserialize, Serialize};
-
-/// The most rules of one kind.
-pub const MAX_RULES: usize = 256;
 
 /// Why rules cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,15 +14,6 @@ pub enum RulesError {
     /// More than [`MAX_RULES`].
     #[error("there are {0} rules, {MAX_RULES} are allowed")]
     TooMany(usize),
-    /// A range of ports that is none.
-    #[error("rule {0}: ports go from {1} to {2}; they go from 1 to 65535, the first one first")]
-    Ports(usize, u16, u16),
-    /// Ports of a protocol that has none.
-    #[error("rule {0}: only tcp and udp have ports")]
-    NoPorts(usize),
-    /// A prefix that is too long.
-    #[error("rule {0}: a prefix of {1} bits is too long for {2}")]
-    Prefix(usize, u8, std::net::IpAddr),
     /// A port on the host without a remap, or a remap of every port to one.
     #[error("rule {0}: a port on the host goes with the remap of one port")]
     HostPort(usize),
@@ -52,22 +40,6 @@ impl TryFrom<Vec<Rule>> for FirewallRules {
     fn try_from(rules: Vec<Rule>) -> Result<Self, RulesError> {
         if rules.len() > MAX_RULES {
             return Err(RulesError::TooMany(rules.len()));
-        }
-        for (number, rule) in (1..).zip(&rules) {
-            if let Some((first, last)) = rule.ports {
-                if matches!(rule.protocol, Protocol::Icmp | Protocol::Any) {
-                    return Err(RulesError::NoPorts(number));
-                }
-                if first == 0 || first > last {
-                    return Err(RulesError::Ports(number, first, last));
-                }
-            }
-            if let Some(source) = rule.source {
-                let most = if source.address.is_ipv4() { 32 } else { 128 };
-                if source.bits > most {
-                    return Err(RulesError::Prefix(number, source.bits, source.address));
-                }
-            }
         }
         Ok(Self(rules))
     }
@@ -219,6 +191,8 @@ impl FromStr for NetworkKind {
 
 #[cfg(test)]
 mod tests {
+    use hostel_model::firewall::Protocol;
+
     use super::*;
     use crate::state::{DistroFile, RegistryFile, load, store};
 

@@ -1,5 +1,8 @@
 //! A VM that is not there: an agent of the same contract, served in this process over a socket pair.
 
+pub(crate) mod backend;
+pub(crate) mod wires;
+
 use std::{
     collections::HashSet,
     sync::{
@@ -12,7 +15,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use hostel_engine::{
     Engine, Timeouts,
-    hypervisor::{Booted, DiskPlan, Hypervisor, Machine, VmInfo},
+    hypervisor::{Booted, DiskPlan, Hypervisor, Machine, NetworkPlan, VmInfo},
     layout::Layout,
     registry::Registry,
     state::{DistroFile, OsInfo},
@@ -23,6 +26,7 @@ use hostel_proto::{
     status_of,
     v1::{self, StreamKind, agent_server::Agent, session_event::Event},
 };
+use hostel_switch::{Backend, NatRecord, Prefix, Verdict};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -53,6 +57,8 @@ pub(crate) struct World {
     /// Processes in every distribution.
     pub(crate) processes: AtomicU32,
     pub(crate) hung_up: Notify,
+    pub(crate) wires: Arc<wires::Wires>,
+    pub(crate) net: Arc<backend::Net>,
     machine: Mutex<Option<Arc<FakeMachine>>>,
     running: Mutex<HashSet<String>>,
     events: Mutex<Option<broadcast::Sender<v1::AgentEvent>>>,
@@ -162,6 +168,7 @@ impl Hypervisor for FakeHypervisor {
                 machine,
                 control: Box::new(host),
                 configure: v1::ConfigureRequest::default(),
+                network: backend::setup(&self.0.net),
                 info: VmInfo {
                     accel: "tcg".to_owned(),
                     ..VmInfo::default()
@@ -172,6 +179,30 @@ impl Hypervisor for FakeHypervisor {
         }
         .boxed()
     }
+
+    fn network_plan(&self) -> NetworkPlan {
+        backend::plan(&self.0.net)
+    }
+
+    fn network_change(
+        &self,
+        subnet: Option<Prefix>,
+        gateway: Option<std::net::Ipv4Addr>,
+        address: Option<std::net::Ipv4Addr>,
+    ) -> Result<NatRecord, Failure> {
+        let mut record = backend::record();
+        record.subnet = subnet.unwrap_or(record.subnet);
+        record.gateway = gateway.unwrap_or(record.gateway);
+        record.address = address.unwrap_or(record.address);
+        record
+            .validate()
+            .map_err(|e| Failure::from_error(ErrorCode::InvalidArgument, &e))?;
+        Ok(record)
+    }
+
+    fn network_verdicts(&self) -> BoxFuture<'_, Vec<Verdict>> {
+        async { backend::verdicts() }.boxed()
+    }
 }
 
 impl Machine for FakeMachine {
@@ -181,6 +212,11 @@ impl Machine for FakeMachine {
 
     fn detach<'a>(&'a self, serial: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.world.detached.lock().unwrap().push(serial.to_owned());
+        async { Ok(()) }.boxed()
+    }
+
+    fn replace_nic<'a>(&'a self, _: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>> {
+        self.world.net.replaced.fetch_add(1, Ordering::SeqCst);
         async { Ok(()) }.boxed()
     }
 
@@ -258,20 +294,28 @@ impl Agent for FakeAgent {
 
     async fn watch_ports(
         &self,
-        _: Request<v1::WatchPortsRequest>,
+        request: Request<v1::WatchPortsRequest>,
     ) -> Result<Response<Self::WatchPortsStream>, Status> {
-        Err(Status::unimplemented("ports"))
+        Ok(Response::new(
+            self.0.wires.watch_ports(request.into_inner()),
+        ))
     }
 
-    async fn connect(&self, _: Request<v1::ConnectRequest>) -> Result<Response<v1::Empty>, Status> {
-        Err(Status::unimplemented("connect"))
+    async fn connect(
+        &self,
+        request: Request<v1::ConnectRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        self.0
+            .wires
+            .connect(request.into_inner(), self.1.dials.clone());
+        Ok(Response::new(v1::Empty {}))
     }
 
     async fn dns(
         &self,
-        _: Request<tonic::Streaming<v1::DnsAnswer>>,
+        answers: Request<tonic::Streaming<v1::DnsAnswer>>,
     ) -> Result<Response<Self::DnsStream>, Status> {
-        Err(Status::unimplemented("dns"))
+        Ok(Response::new(self.0.wires.dns(answers.into_inner())))
     }
 
     async fn greet(
@@ -291,6 +335,7 @@ impl Agent for FakeAgent {
         let request = request.into_inner();
         assert_eq!(request.entropy.len(), 32);
         assert!(request.time_unix_ns > 0);
+        self.0.wires.configures.send_modify(|all| all.push(request));
         if self.0.settles_late.load(Ordering::SeqCst) {
             self.0.settle.notified().await;
         }
@@ -315,11 +360,9 @@ impl Agent for FakeAgent {
                 "the disk cannot be mounted",
             )));
         }
-        self.0
-            .running
-            .lock()
-            .unwrap()
-            .insert(request.into_inner().id);
+        let request = request.into_inner();
+        self.0.running.lock().unwrap().insert(request.id.clone());
+        self.0.wires.starts.lock().unwrap().push(request);
         Ok(Response::new(v1::StartDistroReply {
             init_pid: 100,
             os_id: "debian".to_owned(),

@@ -1,0 +1,400 @@
+//! The network of one VM from its start to its end: opened, watched, opened again when it dies, closed.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use hostel_dns::{Gateway, Names, Resolver};
+use hostel_model::{DistroId, firewall::Source};
+use hostel_proto::v1;
+use hostel_relay::Relay;
+use hostel_switch::{Backend, NatRecord, Verdict};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DnsMode, NetworkSettings, NetworkSetup, Opener,
+    connect::Wiring,
+    guest::{guest_dns, message},
+    pause,
+};
+use crate::{
+    engine::{Engine, lock},
+    state::NetworkKind,
+    vm::Running,
+};
+
+/// How long to wait before a network that could not be opened is tried again; doubled up to the last.
+const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// How long the end of everything may take.
+const CLOSE: Duration = Duration::from_secs(10);
+
+/// The network of one VM.
+pub(crate) struct Live {
+    pub(super) engine: Weak<Engine>,
+    pub(crate) settings: NetworkSettings,
+    pub(crate) record: NatRecord,
+    pub(super) verdicts: Vec<Verdict>,
+    opener: Arc<dyn Opener>,
+    wiring: Arc<Wiring>,
+    pub(super) relay: Arc<Relay>,
+    pub(super) resolver: Arc<Resolver>,
+    /// Ends the serving of the gateway's port 53; `None`: it is not served.
+    gateway: Mutex<Option<CancellationToken>>,
+    /// What is wrong now, by what it is about.
+    troubles: Mutex<BTreeMap<&'static str, String>>,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Live({})", self.backend().name())
+    }
+}
+
+impl Live {
+    /// Takes an open network into use; the VM is not there yet.
+    pub(crate) async fn new(engine: &Arc<Engine>, setup: NetworkSetup) -> Arc<Self> {
+        let NetworkSetup {
+            backend,
+            verdicts,
+            record,
+            settings,
+            dns,
+            opener,
+        } = setup;
+        let wiring = Wiring::new(backend, Arc::clone(&engine.guest_streams));
+        let live = Arc::new(Self {
+            engine: Arc::downgrade(engine),
+            relay: Relay::start(
+                Arc::clone(&wiring) as _,
+                settings.relay(&engine.registry.settings(), direct(&*wiring.backend())),
+            ),
+            // Reads two small files.
+            resolver: Arc::new(Resolver::new(dns)),
+            settings,
+            record,
+            verdicts,
+            opener,
+            wiring,
+            gateway: Mutex::default(),
+            troubles: Mutex::default(),
+        });
+        for address in live.settings.exposed() {
+            tracing::warn!(%address, "ports of the guest are open to other machines: relayListen");
+        }
+        live.tell_names();
+        live.serve_gateway().await;
+        live
+    }
+
+    /// Begins its work for a VM whose agent answers.
+    pub(crate) fn attach(self: &Arc<Self>, engine: &Engine, running: &Arc<Running>) {
+        self.wiring.set_running(running);
+        let tasks = &engine.tasks;
+        let both = || (Arc::clone(self), Arc::clone(running));
+        let (live, vm) = both();
+        tasks.spawn(live.follow_ports(vm));
+        if matches!(self.settings.dns, DnsMode::Tunnel(_)) {
+            let (live, vm) = both();
+            tasks.spawn(live.answer_names(vm));
+        }
+        let (live, vm) = both();
+        tasks.spawn(live.follow_backend(vm));
+        let (live, vm) = both();
+        tasks.spawn(live.follow_host(vm));
+        let (live, vm) = both();
+        tasks.spawn(live.follow_registry(vm));
+        let (live, vm) = both();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = vm.gone.cancelled() => {}
+                () = live.follow_ledger() => {}
+            }
+        });
+    }
+
+    pub(crate) fn backend(&self) -> Arc<dyn Backend> {
+        self.wiring.backend()
+    }
+
+    /// Notes what is wrong, or that it no longer is.
+    pub(super) fn say(&self, about: &'static str, trouble: Option<String>) {
+        let mut troubles = lock(&self.troubles);
+        match trouble {
+            Some(text) if troubles.get(about) != Some(&text) => {
+                tracing::warn!(about, "{text}");
+                troubles.insert(about, text);
+            }
+            Some(_) => {}
+            None => drop(troubles.remove(about)),
+        }
+    }
+
+    /// Returns what the user should know of.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = lock(&self.troubles).values().cloned().collect();
+        warnings.extend(self.relay.warnings());
+        warnings
+    }
+
+    /// Returns what the guest is told now.
+    pub(crate) fn guest_network(&self) -> v1::GuestNetwork {
+        let guest = self.backend().guest();
+        let proxied = lock(&self.gateway).is_some();
+        let dns = guest_dns(
+            self.settings.dns,
+            &guest,
+            proxied,
+            &self.resolver.host().borrow(),
+        );
+        message(&guest, dns)
+    }
+
+    /// Returns how the registered distributions are on the network.
+    pub(super) fn kinds(&self) -> Vec<(DistroId, NetworkKind)> {
+        let Some(engine) = self.engine.upgrade() else {
+            return Vec::new();
+        };
+        let all = engine.registry.list();
+        all.iter().map(|d| (d.id, engine.room_of(d).kind)).collect()
+    }
+
+    /// Gives the relay the settings that hold now.
+    pub(crate) fn apply_relay(&self) {
+        if let Some(engine) = self.engine.upgrade() {
+            let file = engine.registry.settings();
+            let direct = direct(&*self.backend());
+            self.relay.set_settings(self.settings.relay(&file, direct));
+        }
+    }
+
+    /// Puts the rules of the firewall that are kept in force.
+    pub(crate) async fn apply_rules(&self) -> std::io::Result<()> {
+        let Some(engine) = self.engine.upgrade() else {
+            return Ok(());
+        };
+        self.apply_relay();
+        let rules = self.settings.firewall_rules(&engine.registry.settings());
+        self.backend().set_firewall(rules).await
+    }
+
+    /// Serves the gateway's port 53 when the guest or its neighbours are told to ask there.
+    async fn serve_gateway(&self) {
+        let old = lock(&self.gateway).take();
+        if let Some(old) = old {
+            old.cancel();
+        }
+        let wanted = !matches!(self.settings.dns, DnsMode::Tunnel(_))
+            || self.settings.host_names == hostel_wslconf::HostNames::Resolved;
+        if !wanted {
+            return;
+        }
+        match self.backend().gateway_dns().await {
+            Ok(Some((udp, tcp))) => {
+                let stop = CancellationToken::new();
+                let mut sources = vec![Source {
+                    address: self.record.subnet.network().into(),
+                    bits: self.record.subnet.bits(),
+                }];
+                if let Some(v6) = self.backend().guest().ipv6 {
+                    sources.push(Source {
+                        address: v6.gateway.into(),
+                        bits: v6.prefix,
+                    });
+                }
+                let gateway = Gateway { udp, tcp, sources };
+                if let Some(engine) = self.engine.upgrade() {
+                    let (resolver, stop) = (Resolver::clone(&self.resolver), stop.clone());
+                    engine
+                        .tasks
+                        .spawn(async move { resolver.serve(gateway, stop).await });
+                }
+                *lock(&self.gateway) = Some(stop);
+                self.say("gateway-dns", None);
+            }
+            // The backend brings a resolver of its own.
+            Ok(None) => {}
+            Err(error) => self.say(
+                "gateway-dns",
+                Some(format!(
+                    "names are not answered at the gateway's address: {error}"
+                )),
+            ),
+        }
+    }
+
+    /// Tells the resolver who lives where.
+    pub(crate) fn tell_names(&self) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let guest = self.backend().guest();
+        let mut vm: Vec<IpAddr> = vec![guest.address.into()];
+        vm.extend(guest.ipv6.map(|v6| IpAddr::V6(v6.address)));
+        let distros = engine
+            .registry
+            .list()
+            .into_iter()
+            .map(|d| {
+                let addresses = match engine.room_of(&d).address {
+                    Some(address) => {
+                        let mut own: Vec<IpAddr> = vec![address.into()];
+                        own.extend(guest.ipv6.map(|_| IpAddr::V6(self.record.ipv6_of(address))));
+                        own
+                    }
+                    None => vm.clone(),
+                };
+                (d.name, addresses)
+            })
+            .collect();
+        let left_out = self.resolver.set_names(&Names {
+            host: guest.host.into_iter().map(IpAddr::V4).collect(),
+            vm,
+            distros,
+        });
+        self.say(
+            "names",
+            (!left_out.is_empty()).then(|| {
+                let names: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+                format!(
+                    "no name under `.hostel` for {}: another one has it",
+                    names.join(", ")
+                )
+            }),
+        );
+    }
+
+    /// Follows names, rooms and rules of the registry.
+    async fn follow_registry(self: Arc<Self>, running: Arc<Running>) {
+        let Some(mut changes) = self.engine.upgrade().map(|e| e.registry.changes()) else {
+            return;
+        };
+        loop {
+            self.tell_names();
+            tokio::select! {
+                () = running.gone.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Follows the host's resolvers and search domains (DNS-2, DNS-4).
+    async fn follow_host(self: Arc<Self>, running: Arc<Running>) {
+        let mut host = self.resolver.host();
+        // What was told at the start may be older.
+        let mut told = None;
+        loop {
+            let now = self.guest_network();
+            if told.as_ref().is_some_and(|t| *t != now) {
+                self.configure(&running).await;
+            }
+            told = Some(now);
+            tokio::select! {
+                () = running.gone.cancelled() => return,
+                changed = host.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Tells the guest about its network again.
+    async fn configure(&self, running: &Running) {
+        match running.configure_again().await {
+            Ok(warnings) => self.say("guest", (!warnings.is_empty()).then(|| warnings.join("; "))),
+            Err(failure) => {
+                self.say(
+                    "guest",
+                    Some(format!(
+                        "the guest was not told of a change of its network: {failure}"
+                    )),
+                );
+            }
+        }
+    }
+
+    /// Opens the network again whenever it dies.
+    async fn follow_backend(self: Arc<Self>, running: Arc<Running>) {
+        let work = async {
+            loop {
+                let backend = self.backend();
+                let how = backend.ended().await;
+                self.say(
+                    "backend",
+                    Some(format!(
+                        "the network of the VM broke and is opened again: {how}"
+                    )),
+                );
+                // Its connections lead nowhere.
+                backend.close().await;
+                drop(backend);
+                self.open_again(&running).await;
+            }
+        };
+        tokio::select! {
+            () = running.gone.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Opens it, puts the VM's card on it and tells the guest; tried until it works.
+    async fn open_again(&self, running: &Running) {
+        let mut time = REOPEN.0;
+        loop {
+            let Some(engine) = self.engine.upgrade() else {
+                return;
+            };
+            let rules = self.settings.firewall_rules(&engine.registry.settings());
+            drop(engine);
+            let opened = match self.opener.open(rules).await {
+                Ok(backend) => running
+                    .machine
+                    .replace_nic(&*backend)
+                    .await
+                    .map(|()| backend)
+                    .map_err(|f| f.message),
+                Err(why) => Err(why),
+            };
+            match opened {
+                Ok(backend) => {
+                    let old = self.wiring.replace(backend);
+                    drop(old);
+                    self.apply_relay();
+                    self.serve_gateway().await;
+                    self.tell_names();
+                    self.configure(running).await;
+                    tracing::info!(backend = self.backend().name(), "the network is open again");
+                    self.say("backend", None);
+                    return;
+                }
+                Err(why) => {
+                    self.say("backend", Some(format!("the VM has no network now: {why}")));
+                    pause(time).await;
+                    time = (time * 2).min(REOPEN.1);
+                }
+            }
+        }
+    }
+
+    /// Ends everything; returns when nothing of it is left on the host.
+    pub(crate) async fn close(&self) {
+        let gateway = lock(&self.gateway).take();
+        if let Some(gateway) = gateway {
+            gateway.cancel();
+        }
+        let backend = self.backend();
+        let all = async { tokio::join!(self.relay.close(), backend.close()) };
+        if tokio::time::timeout(CLOSE, all).await.is_err() {
+            tracing::warn!("the network was not closed in {} s", CLOSE.as_secs());
+        }
+        if let Some(engine) = self.engine.upgrade() {
+            engine.ledger.touch();
+        }
+    }
+}
+
+/// Returns the VM's address where the host's own processes reach it.
+fn direct(backend: &dyn Backend) -> Option<IpAddr> {
+    (backend.kind() == hostel_switch::Kind::Root).then(|| backend.guest().address.into())
+}

@@ -9,6 +9,7 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
+    sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -20,8 +21,20 @@ use tokio::{
 
 use crate::{Duplex, GuestStream};
 
-/// The most that one read takes.
-const CHUNK: usize = 64 * 1024;
+/// The most that one read takes while the other side takes all of it: fewer and larger reads are what makes it fast.
+const CHUNK: usize = 256 * 1024;
+
+/// The most that one read takes from a side whose bytes were not all taken at once.
+const SLOW_CHUNK: usize = 64 * 1024;
+
+/// The same, when connections together keep much already.
+const FULL_CHUNK: usize = 8 * 1024;
+
+/// What is much.
+const MUCH: usize = 64 << 20;
+
+/// Bytes that are kept, of all connections.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The buffer that this thread lends. Taken while it is in use, so that nothing can borrow it twice.
@@ -45,8 +58,8 @@ trait Side {
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    /// Says that nothing more follows.
-    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Says that nothing more follows. `last`: nor from here, so that the close, which comes at once, says it as well.
+    fn poll_finish(&mut self, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>>;
     /// Waits for a reset, or another end that is no end of file, while nobody reads.
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
@@ -120,7 +133,10 @@ impl<B: Future<Output = ()>> Side for Tcp<'_, B> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_finish(&mut self, _: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
+        if last {
+            return Poll::Ready(Ok(()));
+        }
         let result = rustix::net::shutdown(self.stream, rustix::net::Shutdown::Write);
         Poll::Ready(result.map_err(Into::into))
     }
@@ -152,7 +168,7 @@ impl Side for Other<'_> {
         Pin::new(&mut *self.0).poll_flush(cx)
     }
 
-    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_finish(&mut self, cx: &mut Context<'_>, _: bool) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0).poll_shutdown(cx)
     }
 
@@ -174,6 +190,8 @@ struct Direction {
     finished: bool,
     /// Nothing was written since the last flush.
     flushed: bool,
+    /// What was read last was not taken at once.
+    slow: bool,
     /// Nothing is read now: the other side does not take what there is.
     held_up: bool,
 }
@@ -185,6 +203,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut impl Side,
         to: &mut impl Side,
+        last: bool,
     ) -> Poll<io::Result<()>> {
         if self.finished {
             return Poll::Ready(Ok(()));
@@ -195,22 +214,25 @@ impl Direction {
                 let n = ready!(to.poll_write(cx, &self.kept[self.sent..]))?;
                 self.took(n)?;
             }
-            // Gives the memory back as well.
-            self.kept = Vec::new();
-            self.sent = 0;
+            if !self.kept.is_empty() {
+                self.keep(&[]);
+            }
             if self.ended {
-                ready!(to.poll_finish(cx))?;
+                ready!(to.poll_finish(cx, last))?;
                 self.finished = true;
                 return Poll::Ready(Ok(()));
             }
             ready!(to.poll_writable(cx))?;
+            let limit = self.limit();
             let moved = with_buffer(|buffer| {
+                let buffer = &mut buffer[..limit];
                 let n = match from.poll_read(cx, buffer) {
                     Poll::Ready(Ok(n)) => n,
                     Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                     Poll::Pending => return Poll::Pending,
                 };
                 self.ended = n == 0;
+                self.slow = false;
                 let mut sent = 0;
                 while sent < n {
                     match to.poll_write(cx, &buffer[sent..n]) {
@@ -223,7 +245,8 @@ impl Direction {
                         }
                         Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                         Poll::Pending => {
-                            self.kept = buffer[sent..n].to_vec();
+                            self.keep(&buffer[sent..n]);
+                            self.slow = true;
                             break;
                         }
                     }
@@ -244,6 +267,25 @@ impl Direction {
         }
     }
 
+    /// Returns how much to read.
+    fn limit(&self) -> usize {
+        if KEPT.load(Ordering::Relaxed) > MUCH {
+            FULL_CHUNK
+        } else if self.slow {
+            SLOW_CHUNK
+        } else {
+            CHUNK
+        }
+    }
+
+    /// Keeps what was not taken, in as much memory as that needs.
+    fn keep(&mut self, bytes: &[u8]) {
+        KEPT.fetch_sub(self.kept.len(), Ordering::Relaxed);
+        KEPT.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.kept = bytes.to_vec();
+        self.sent = 0;
+    }
+
     fn took(&mut self, n: usize) -> io::Result<()> {
         if n == 0 {
             return Err(io::ErrorKind::WriteZero.into());
@@ -254,12 +296,18 @@ impl Direction {
     }
 }
 
+impl Drop for Direction {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(self.kept.len(), Ordering::Relaxed);
+    }
+}
+
 /// Carries the bytes of two sides until both have ended, or one is broken.
 async fn carry(mut client: impl Side, mut guest: impl Side) -> io::Result<()> {
     let (mut up, mut down) = (Direction::default(), Direction::default());
     std::future::poll_fn(|cx| {
-        let one = up.poll(cx, &mut client, &mut guest)?;
-        let two = down.poll(cx, &mut guest, &mut client)?;
+        let one = up.poll(cx, &mut client, &mut guest, down.finished)?;
+        let two = down.poll(cx, &mut guest, &mut client, up.finished)?;
         if one.is_ready() && two.is_ready() {
             return Poll::Ready(Ok(()));
         }

@@ -77,14 +77,12 @@ impl Drop for SideBySide<'_> {
     }
 }
 
-/// Makes the kernel find out, in about three minutes, that the other end of a silent connection is gone. An end that is there
-/// may be silent for ever.
+/// Makes the kernel find out, in about twelve minutes, that the other end of a silent connection is gone. An end that is
+/// there may be silent for ever.
 pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(socket, 8)?;
     Ok(())
 }
 

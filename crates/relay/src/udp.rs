@@ -243,7 +243,11 @@ async fn from_frames(
 ) -> io::Result<()> {
     let mut datagram = Vec::new();
     loop {
-        let length = guest.read_u16().await?;
+        let length = match guest.read_u16().await {
+            Ok(length) => length,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(e) => return Err(e),
+        };
         datagram.resize(usize::from(length), 0);
         guest.read_exact(&mut datagram).await?;
         answer(&datagram);

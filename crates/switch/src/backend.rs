@@ -1,5 +1,6 @@
 //! What carries the network. The guest sees the same in all of them.
 
+mod bridged;
 mod open;
 mod slirp;
 
@@ -148,6 +149,16 @@ pub struct GuestIpv6 {
     pub prefix: u8,
     /// Its way out.
     pub gateway: Ipv6Addr,
+}
+
+impl GuestIpv6 {
+    fn of(record: &NatRecord) -> Self {
+        Self {
+            address: record.ipv6_address(),
+            prefix: 64,
+            gateway: record.ipv6_gateway(),
+        }
+    }
 }
 
 /// What QEMU has to connect the card to. Descriptors are handed over.

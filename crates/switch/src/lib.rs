@@ -3,15 +3,30 @@
 //!
 //! Not for: QEMU's command line, changing anything of the host itself (that is `hostel-net`'s), relaying ports. A mechanism.
 
+mod advice;
 mod backend;
+mod host;
 mod nat;
 mod prefix;
+mod programs;
 
 pub use self::{
     backend::{
         Adapter, Backend, FilterSpec, GuestIpv6, GuestNetwork, Kind, NetdevSpec, OpenError, Opened,
         ParseKindError, Slirp, Verdict, Wanted, open, probe,
     },
+    host::{Host, Taken},
     nat::{MacAddress, NatError, NatRecord, NoFreeSubnet, ParseMacError},
     prefix::{ParsePrefixError, Prefix, host_prefixes},
 };
+
+/// Writes an error and its sources in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -18,6 +18,8 @@ const LEN: u8 = 20;
 const GATEWAY: u32 = 1;
 /// Offset of the VM: 172.19.132.144 in the first choice.
 const GUEST: u32 = 4 * 256 + 144;
+/// Offset of the relay's address.
+const RELAY: u32 = 2;
 /// Offset of the resolver that the user-mode network brings.
 const RESOLVER: u32 = 53;
 
@@ -48,6 +50,11 @@ impl MacAddress {
         let hash = stable_hash(id.as_bytes());
         let [a, b, c, d] = ((hash >> 32) as u32 ^ hash as u32).to_be_bytes();
         Self([0x52, 0x54, a, b, c, d])
+    }
+
+    /// Takes six bytes as they are.
+    pub fn from_bytes(bytes: [u8; 6]) -> Self {
+        Self(bytes)
     }
 
     /// Returns the six bytes.
@@ -214,6 +221,21 @@ impl NatRecord {
             return Err(NatError::Twice(self.address));
         }
         Ok(())
+    }
+
+    /// Returns the address by which the gateway reaches the guest's loopback: the second of the subnet, or the third when
+    /// the gateway has that.
+    pub fn relay_address(&self) -> Ipv4Addr {
+        let at = |offset| {
+            self.subnet
+                .address(offset)
+                .unwrap_or(self.subnet.broadcast())
+        };
+        if self.gateway == at(RELAY) {
+            at(RELAY + 1)
+        } else {
+            at(RELAY)
+        }
     }
 
     /// Returns the private IPv6 network, a /64 that comes from the id (RFC 4193).

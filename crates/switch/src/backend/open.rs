@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backend, Kind, Opened, Slirp, Verdict, Wanted};
+use super::{Backend, Kind, Opened, Slirp, Verdict, Wanted, bridged};
 
 /// No backend could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,17 +63,23 @@ fn kinds(wanted: &Wanted) -> Vec<Kind> {
         .map_or_else(|| Kind::ALL.to_vec(), |kind| vec![kind])
 }
 
-async fn probe_one(kind: Kind, _wanted: &Wanted) -> Result<String, String> {
+async fn probe_one(kind: Kind, wanted: &Wanted) -> Result<String, String> {
     match kind {
         Kind::Slirp => Ok("QEMU has it built in".to_owned()),
-        Kind::Root | Kind::Rootless | Kind::Passt => Err("not in this build".to_owned()),
+        Kind::Passt => Err("not in this build".to_owned()),
+        Kind::Root | Kind::Rootless => {
+            let wanted = wanted.clone();
+            tokio::task::spawn_blocking(move || bridged::probe(kind, &wanted))
+                .await
+                .map_err(|e| e.to_string())?
+        }
     }
 }
 
 async fn open_one(kind: Kind, wanted: &Wanted) -> Result<Arc<dyn Backend>, String> {
-    let reason = probe_one(kind, wanted).await?;
     match kind {
-        Kind::Slirp => Ok(Arc::new(Slirp::new(wanted, reason))),
-        Kind::Root | Kind::Rootless | Kind::Passt => Err(reason),
+        Kind::Slirp => Ok(Arc::new(Slirp::new(wanted, "QEMU has it built in"))),
+        Kind::Passt => Err("not in this build".to_owned()),
+        Kind::Root | Kind::Rootless => Ok(Arc::new(bridged::open(kind, wanted).await?)),
     }
 }

@@ -21,6 +21,7 @@ mod ports;
 mod pump;
 mod ready;
 mod resolver;
+mod rooms;
 mod service;
 mod sessions;
 mod uevents;

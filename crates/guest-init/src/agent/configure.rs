@@ -60,11 +60,14 @@ pub(crate) async fn apply(request: v1::ConfigureRequest, state: &State) -> Vec<S
                 .for_each(|warning| note("resolver", Err(warning))),
             Err(error) => note("resolver", Err(text(error))),
         }
-        let applied = match Network::parse(wanted) {
-            Ok(network) => network.apply().await,
-            Err(error) => Err(error),
+        let applied = async {
+            let network = Network::parse(wanted)?;
+            let card = network.apply().await?;
+            let outcome = network.apply6(card);
+            state.keeper.configured(network, card);
+            outcome
         };
-        note("network", applied.map_err(|e| chain(&e)));
+        note("network", applied.await.map_err(|e| chain(&e)));
         // After the network: what is outside has to be known.
         note("names", names(&wanted.dns_tunnel, state).await);
     }

@@ -306,6 +306,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_room_has_a_loopback_of_its_own() {
+        let Some(space) = hostel_testkit::Space::new("connect::a_room_has_a_loopback_of_its_own")
+        else {
+            return;
+        };
+        let rooms = Rooms::new();
+        rooms.insert("a".to_owned(), space.netns());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host");
+        let name = format!("{}_{}", path.display(), hostel_proto::limits::STREAM_PORT);
+        let streams = tokio::net::UnixListener::bind(name).unwrap();
+        let connector = Connector::new(Dialer::Unix(path), rooms);
+        let listener = space.run(|| {
+            let routing = hostel_netlink::Routing::connect().unwrap();
+            routing.set_link(1, true).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:3000").unwrap()
+        });
+        let request = |room: &str| v1::ConnectRequest {
+            room: room.into(),
+            port: 3000,
+            ..request()
+        };
+        connector.connect(request("a")).await.unwrap();
+        listener.accept().unwrap();
+        streams.accept().await.unwrap();
+        let failure = connector.connect(request("b")).await.unwrap_err();
+        assert_eq!(failure.code, ErrorCode::DistroStopped);
+    }
+
+    #[tokio::test]
     async fn what_is_refused_leaves_nothing() {
         // A port that was free a moment ago, on an address of this test's own.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

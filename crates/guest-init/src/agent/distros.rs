@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::disks::{self, Disk};
 use super::ready;
+use super::rooms::{self, Keeper};
 use super::sessions::Sessions;
 use crate::console::{Level, say};
 
@@ -46,6 +47,7 @@ pub(crate) struct Distros {
     turns: Mutex<HashMap<String, Arc<Turn<()>>>>,
     ends: broadcast::Sender<v1::DistroEnded>,
     sessions: Arc<Sessions>,
+    keeper: Arc<Keeper>,
     /// This program: helper of `instance`, and what distributions see at `/init`.
     program: PathBuf,
     tasks: TaskTracker,
@@ -56,12 +58,13 @@ pub(crate) type Spawner = Box<dyn FnOnce(&ExecJob) -> Result<SessionHandle, Fail
 
 impl Distros {
     /// Makes an empty table.
-    pub(crate) fn new(sessions: Arc<Sessions>, program: PathBuf) -> Arc<Self> {
+    pub(crate) fn new(sessions: Arc<Sessions>, keeper: Arc<Keeper>, program: PathBuf) -> Arc<Self> {
         Arc::new(Self {
             running: Mutex::default(),
             turns: Mutex::default(),
             ends: broadcast::Sender::new(ENDS),
             sessions,
+            keeper,
             program,
             tasks: TaskTracker::new(),
         })
@@ -70,7 +73,7 @@ impl Distros {
     /// Starts a distribution; one that runs is left alone.
     pub(crate) async fn start(
         self: &Arc<Self>,
-        request: v1::StartDistroRequest,
+        mut request: v1::StartDistroRequest,
     ) -> Result<v1::StartDistroReply, Failure> {
         let turn = self.turn(&request.id).await?;
         if let Some(running) = self.find(&request.id) {
@@ -82,8 +85,16 @@ impl Distros {
         let disk = disks::wait_for(&request.disk_serial)
             .await
             .map_err(|e| translate::disk_failure(&e))?;
+        let network = match request.room.take() {
+            None => None,
+            Some(room) => {
+                let path = self.keeper.open(request.id.clone(), room).await;
+                Some(path.map_err(|e| rooms::failure(&request.name, &e))?)
+            }
+        };
         let this = self.clone();
-        let started = tokio::task::spawn_blocking(move || this.launch(request, disk, turn)).await;
+        let launch = move || this.launch(request, disk, network, turn);
+        let started = tokio::task::spawn_blocking(launch).await;
         let (id, running) = started.map_err(|e| Failure::from_error(ErrorCode::Internal, &e))??;
         let reply = running.reply.clone();
         self.tasks.spawn(watch(self.clone(), id, running));
@@ -95,15 +106,18 @@ impl Distros {
         &self,
         request: v1::StartDistroRequest,
         disk: Disk,
+        network: Option<PathBuf>,
         _turn: OwnedMutexGuard<()>,
     ) -> Result<(String, Arc<Running>), Failure> {
         let (id, name) = (request.id.clone(), request.name.clone());
         // What ended without us (a killed agent) may still be on its way out.
-        wait_unmounted(&disk.node(), RELEASE)
-            .map_err(|e| Failure::from_error(ErrorCode::Busy, &e))?;
-        let spec = translate::spec(request, &disk, &self.program);
-        let launched =
-            hostel_instance::launch(&spec).map_err(|e| translate::launch_failure(&name, &e))?;
+        let launched = wait_unmounted(&disk.node(), RELEASE)
+            .map_err(|e| Failure::from_error(ErrorCode::Busy, &e))
+            .and_then(|()| {
+                let spec = translate::spec(request, &disk, network, &self.program);
+                hostel_instance::launch(&spec).map_err(|e| translate::launch_failure(&name, &e))
+            })
+            .inspect_err(|_| self.keeper.close(&id))?;
         let reply = translate::reply(&launched);
         let running = Arc::new(Running {
             instance: launched.instance,
@@ -124,11 +138,12 @@ impl Distros {
         let Some(running) = self.running().remove(id) else {
             return Ok(v1::StopDistroReply::default());
         };
-        let sessions = self.sessions.clone();
+        let (sessions, keeper) = (self.sessions.clone(), self.keeper.clone());
         let id = id.to_owned();
         let stopped = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let outcome = running.instance.stop(timeout);
+            keeper.close(&id);
             sessions.hangup_distro(&id);
             wait_unmounted(&running.disk.node(), RELEASE)
                 .map_err(|e| Failure::from_error(ErrorCode::Busy, &e))?;
@@ -258,10 +273,12 @@ async fn watch(distros: Arc<Distros>, id: String, running: Arc<Running>) {
         }
         table.remove(&id);
     }
+    let (keeper, of) = (distros.keeper.clone(), id.clone());
     let tidied = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         let end = running.instance.try_wait();
         let outcome = running.instance.kill();
+        keeper.close(&of);
         for warning in outcome.warnings {
             say(Level::Warning, warning);
         }

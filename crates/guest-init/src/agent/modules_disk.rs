@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 
 use super::disks;
 use crate::modules::release_directory;
@@ -34,13 +34,23 @@ pub(crate) enum ModulesError {
 
 /// The modules disk of this machine; mounted at most once.
 #[derive(Default)]
-pub(crate) struct ModulesDisk(OnceCell<()>);
+pub(crate) struct ModulesDisk {
+    once: OnceCell<()>,
+    mounted: watch::Sender<bool>,
+}
 
 impl ModulesDisk {
     /// Mounts the disk and shows it at `/lib/modules/<release>`. Doing it again is a success.
     pub(crate) async fn mount(&self, serial: &str) -> Result<(), ModulesError> {
         let mount = async || show(&disks::wait_for(serial).await?.node(), &release_directory());
-        self.0.get_or_try_init(mount).await.copied()
+        self.once.get_or_try_init(mount).await?;
+        self.mounted.send_replace(true);
+        Ok(())
+    }
+
+    /// Tells when the kernel can load modules from the disk.
+    pub(crate) fn mounted(&self) -> watch::Receiver<bool> {
+        self.mounted.subscribe()
     }
 }
 

@@ -1,19 +1,21 @@
 //! The machine's one network interface, by rtnetlink(7). Addresses come from the host over the channel; there is no DHCP.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use hostel_netlink::{Link, LinkChange, NetlinkError, Prefix, Route, Routing};
 use rustix::io::Errno;
 
-use super::rtnetlink::{Prefixed, Routing};
 use super::uevents::Uevents;
 
 /// How long the interface may take to appear: its driver loads while the agent is up already.
 const APPEAR: Duration = Duration::from_secs(10);
 
 /// The name that the interface gets.
-const NAME: &str = "eth0";
+pub(crate) const NAME: &str = "eth0";
+
+/// The index of the loopback interface.
+const LOOPBACK: u32 = 1;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,8 @@ pub(crate) enum NetworkError {
     BadMac(String),
     #[error("`{0}` is not an IPv4 address")]
     BadAddress(String),
+    #[error("`{0}` is not an IPv6 address, the machine's own with the length of its prefix")]
+    BadAddress6(String),
     #[error("{0} is not the length of an IPv4 prefix")]
     BadPrefix(u32),
     #[error("no network interface with hardware address {mac} appeared within {} seconds", APPEAR.as_secs())]
@@ -29,134 +33,268 @@ pub(crate) enum NetworkError {
     #[error("cannot listen for devices")]
     Listen(#[source] std::io::Error),
     #[error("cannot talk to the kernel about the network")]
-    Connect(#[source] Errno),
+    Connect(#[source] NetlinkError),
     #[error("cannot {step}")]
-    Step { step: &'static str, source: Errno },
+    Step {
+        step: &'static str,
+        source: NetlinkError,
+    },
+    #[error("cannot {step}")]
+    Setting {
+        step: &'static str,
+        source: std::io::Error,
+    },
 }
 
 /// What the interface gets, checked.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Network {
-    mac: String,
-    address: Ipv4Addr,
-    prefix: u8,
-    gateway: Option<Ipv4Addr>,
-    mtu: Option<u32>,
+    mac: [u8; 6],
+    /// The machine's own address and how large its network is.
+    pub(crate) address: Prefix,
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) mtu: Option<u32>,
+    /// TCP from the gateway to it is meant for the machine's loopback.
+    pub(crate) relay: Option<Ipv4Addr>,
+    pub(crate) address6: Option<Prefix>,
+    gateway6: Option<Ipv6Addr>,
+    /// Who answers for names.
+    pub(crate) dns: Vec<IpAddr>,
+    /// Rooms leave with the machine's address.
+    pub(crate) hide_rooms: bool,
 }
 
 impl Network {
     /// Checks what the host asks for.
     pub(crate) fn parse(wanted: &hostel_proto::v1::GuestNetwork) -> Result<Self, NetworkError> {
-        let mac = wanted.mac.to_ascii_lowercase();
-        let mut parts = mac.split(':');
-        let well_formed = parts
-            .by_ref()
-            .take(6)
-            .filter(|p| p.len() == 2 && u8::from_str_radix(p, 16).is_ok())
-            .count()
-            == 6;
-        if !well_formed || parts.next().is_some() {
-            return Err(NetworkError::BadMac(mac.chars().take(32).collect()));
-        }
-        let address = |text: &str| {
-            text.parse::<Ipv4Addr>()
-                .map_err(|_| NetworkError::BadAddress(text.chars().take(64).collect()))
-        };
-        let prefix = u8::try_from(wanted.prefix)
+        let address = four(&wanted.address)?;
+        let length = u8::try_from(wanted.prefix)
             .ok()
             .filter(|p| (1..=32).contains(p));
+        let prefix = length.and_then(|length| Prefix::new(address, length));
+        let mut dns: Vec<IpAddr> = wanted.dns.iter().filter_map(|d| d.parse().ok()).collect();
+        dns.extend(wanted.dns_tunnel.parse::<IpAddr>());
         Ok(Self {
-            address: address(&wanted.address)?,
-            prefix: prefix.ok_or(NetworkError::BadPrefix(wanted.prefix))?,
-            gateway: if wanted.gateway.is_empty() {
-                None
-            } else {
-                Some(address(&wanted.gateway)?)
-            },
+            mac: mac(&wanted.mac)?,
+            address: prefix.ok_or(NetworkError::BadPrefix(wanted.prefix))?,
+            gateway: given(&wanted.gateway).map(four).transpose()?,
             mtu: (wanted.mtu != 0).then_some(wanted.mtu),
-            mac,
+            relay: given(&wanted.relay_address).map(four).transpose()?,
+            address6: given(&wanted.ipv6_address).map(six).transpose()?,
+            gateway6: match given(&wanted.ipv6_gateway) {
+                None => None,
+                Some(text) => Some(
+                    text.parse()
+                        .map_err(|_| NetworkError::BadAddress6(shown(text)))?,
+                ),
+            },
+            dns,
+            hide_rooms: wanted.hide_rooms,
         })
     }
 
-    /// Sets the interface up; what is right already stays. Needs CAP_NET_ADMIN.
-    pub(crate) async fn apply(&self) -> Result<(), NetworkError> {
+    /// Sets the interface up and returns its index; what is right already stays. Needs CAP_NET_ADMIN.
+    ///
+    /// May be done again at any time, also when the card was taken out and a new one put in.
+    pub(crate) async fn apply(&self) -> Result<u32, NetworkError> {
         let events = Uevents::subscribe().map_err(NetworkError::Listen)?;
-        let (name, index) = events
-            .wait_for(APPEAR, || interface(Path::new("/sys/class/net"), &self.mac))
-            .await
-            .ok_or_else(|| NetworkError::NoInterface {
-                mac: self.mac.clone(),
-            })?;
         let routing = Routing::connect().map_err(NetworkError::Connect)?;
-        let at = |step| move |source| NetworkError::Step { step, source };
-        if name != NAME {
-            // A name can only be changed while the interface is down.
-            routing
-                .set_link(index, false, None)
-                .map_err(at("take the interface down"))?;
-            routing
-                .name_link(index, c"eth0")
-                .map_err(at("name the interface"))?;
-        }
-        routing
-            .set_link(index, true, self.mtu)
-            .map_err(at("bring the interface up"))?;
-        let wanted = Prefixed {
-            address: self.address,
-            prefix: self.prefix,
+        let found = events.wait_for(APPEAR, || self.find(&routing)).await;
+        let link = found.ok_or_else(|| NetworkError::NoInterface {
+            mac: self.mac.map(|b| format!("{b:02x}")).join(":"),
+        })?;
+        name(&routing, &link)?;
+        // The host says what its addresses are, nobody else.
+        let _ = set_interface(6, NAME, "accept_ra", "0");
+        let change = LinkChange {
+            up: Some(true),
+            mtu: self.mtu.filter(|mtu| *mtu != link.mtu),
+            ..LinkChange::default()
         };
-        for old in routing.addresses(index).map_err(at("list addresses"))? {
-            if old != wanted {
-                routing
-                    .delete_address(index, old)
-                    .map_err(at("remove an old address"))?;
+        routing
+            .change_link(link.index, &change)
+            .map_err(at("bring the interface up"))?;
+        set_addresses(&routing, link.index, self.address)?;
+        if let Some(gateway) = self.gateway {
+            routing
+                .replace_route(&Route::default_via(gateway.into(), link.index))
+                .map_err(at("set the default route"))?;
+        }
+        self.set_relay(&routing)?;
+        Ok(link.index)
+    }
+
+    /// Sets up IPv6 beyond the link-local address, which the kernel makes itself.
+    pub(crate) fn apply6(&self, index: u32) -> Result<(), NetworkError> {
+        let Some(address) = self.address6 else {
+            return Ok(());
+        };
+        let routing = Routing::connect().map_err(NetworkError::Connect)?;
+        routing
+            .add_address(index, address)
+            .map_err(at("set the IPv6 address"))?;
+        for old in routing.addresses().map_err(at("list addresses"))? {
+            let ours = old.index == index && old.prefix != address;
+            if let IpAddr::V6(old_address) = old.prefix.address
+                && ours
+                && !old_address.is_unicast_link_local()
+            {
+                remove(&routing, index, old.prefix)?;
             }
         }
-        routing
-            .add_address(index, wanted)
-            .map_err(at("set the address"))?;
-        match self.gateway {
+        match self.gateway6 {
             Some(gateway) => routing
-                .set_default_route(index, gateway)
-                .map_err(at("set the default route")),
+                .replace_route(&Route::default_via(gateway.into(), index))
+                .map_err(at("set the IPv6 default route")),
             None => Ok(()),
         }
     }
+
+    /// Returns the card: of two with the address the younger one, for the other is on its way out.
+    fn find(&self, routing: &Routing) -> Option<Link> {
+        let links = routing.links().ok()?;
+        links
+            .into_iter()
+            .filter(|link| link.mac == Some(self.mac))
+            .max_by_key(|link| link.index)
+    }
+
+    /// Gives the loopback interface the relay's address, and takes away one from before.
+    fn set_relay(&self, routing: &Routing) -> Result<(), NetworkError> {
+        let wanted = self.relay.map(Prefix::host);
+        for old in routing.addresses().map_err(at("list addresses"))? {
+            let relays = old.index == LOOPBACK && self.address.contains(old.prefix.address);
+            if relays && Some(old.prefix) != wanted {
+                remove(routing, LOOPBACK, old.prefix)?;
+            }
+        }
+        match wanted {
+            Some(relay) => routing
+                .add_address(LOOPBACK, relay)
+                .map_err(at("set the relay's address")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Lets packets for 127.0.0.1 in through the card, or keeps them out. A filter has to be there before they are let in.
+pub(crate) fn let_loopback_in(on: bool) -> Result<(), NetworkError> {
+    set_interface(4, NAME, "route_localnet", if on { "1" } else { "0" }).map_err(|source| {
+        NetworkError::Setting {
+            step: "open the way to the loopback",
+            source,
+        }
+    })
+}
+
+/// Writes a setting of an interface, in the calling thread's network namespace.
+pub(crate) fn set_interface(
+    family: u8,
+    interface: &str,
+    setting: &str,
+    value: &str,
+) -> std::io::Result<()> {
+    let path = format!("/proc/sys/net/ipv{family}/conf/{interface}/{setting}");
+    fs_err::write(path, value)
 }
 
 /// Brings the loopback interface up (BOOT-6).
 pub(crate) fn loopback_up() -> Result<(), NetworkError> {
     let routing = Routing::connect().map_err(NetworkError::Connect)?;
     routing
-        .set_link(1, true, None)
-        .map_err(|source| NetworkError::Step {
-            step: "bring `lo` up",
-            source,
-        })
+        .set_link(LOOPBACK, true)
+        .map_err(at("bring `lo` up"))
 }
 
-fn interface(class: &Path, mac: &str) -> Option<(String, u32)> {
-    fs_err::read_dir(class)
-        .ok()?
-        .filter_map(Result::ok)
-        .find_map(|entry| {
-            let address = fs_err::read_to_string(entry.path().join("address")).ok()?;
-            if !address.trim().eq_ignore_ascii_case(mac) {
-                return None;
+fn at(step: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
+    move |source| NetworkError::Step { step, source }
+}
+
+/// Gives the card its name. One that has it and is on its way out loses it.
+fn name(routing: &Routing, link: &Link) -> Result<(), NetworkError> {
+    if link.name == NAME {
+        return Ok(());
+    }
+    let rename = |index, name: &str| {
+        // A name can only be changed while the interface is down.
+        routing.set_link(index, false)?;
+        let change = LinkChange {
+            name: Some(name),
+            ..LinkChange::default()
+        };
+        routing.change_link(index, &change)
+    };
+    if let Some(old) = routing.link(NAME).map_err(at("look for another card"))? {
+        match rename(old.index, &format!("old{}", old.index)) {
+            Err(error) if error.errno() != Some(Errno::NODEV) => {
+                return Err(at("rename another card")(error));
             }
-            let index = fs_err::read_to_string(entry.path().join("ifindex"))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()?;
-            Some((entry.file_name().into_string().ok()?, index))
-        })
+            _ => {}
+        }
+    }
+    rename(link.index, NAME).map_err(at("name the interface"))
+}
+
+fn set_addresses(routing: &Routing, index: u32, wanted: Prefix) -> Result<(), NetworkError> {
+    for old in routing.addresses().map_err(at("list addresses"))? {
+        if old.index == index && old.prefix.address.is_ipv4() && old.prefix != wanted {
+            remove(routing, index, old.prefix)?;
+        }
+    }
+    routing
+        .add_address(index, wanted)
+        .map_err(at("set the address"))
+}
+
+fn remove(routing: &Routing, index: u32, prefix: Prefix) -> Result<(), NetworkError> {
+    match routing.delete_address(index, prefix) {
+        // The kernel may have taken it with another one.
+        Err(error) if !error.is_missing() => Err(at("remove an old address")(error)),
+        _ => Ok(()),
+    }
+}
+
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+fn four(text: &str) -> Result<Ipv4Addr, NetworkError> {
+    text.parse()
+        .map_err(|_| NetworkError::BadAddress(shown(text)))
+}
+
+fn six(text: &str) -> Result<Prefix, NetworkError> {
+    let prefix = text.parse::<Prefix>().ok();
+    prefix
+        .filter(|p| p.address.is_ipv6() && text.contains('/'))
+        .ok_or_else(|| NetworkError::BadAddress6(shown(text)))
+}
+
+fn mac(text: &str) -> Result<[u8; 6], NetworkError> {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .take(7)
+        .filter(|part| part.len() == 2)
+        .filter_map(|part| u8::from_str_radix(part, 16).ok())
+        .collect();
+    let well_formed = text.len() == 17;
+    bytes
+        .try_into()
+        .ok()
+        .filter(|_| well_formed)
+        .ok_or_else(|| NetworkError::BadMac(text.chars().take(32).collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hostel_netlink::Veth;
     use hostel_proto::v1::GuestNetwork;
+    use hostel_testkit::Space;
 
     fn wanted() -> GuestNetwork {
         GuestNetwork {
@@ -164,16 +302,20 @@ mod tests {
             prefix: 20,
             gateway: "172.19.128.1".into(),
             mac: "52:54:00:AB:cd:01".into(),
-            mtu: 0,
-            dns: vec![],
-            search: vec![],
+            relay_address: "172.19.128.2".into(),
+            ipv6_address: "fd00:5::144/64".into(),
+            ipv6_gateway: "fd00:5::1".into(),
+            dns: vec!["172.19.128.53".into()],
+            dns_tunnel: "10.255.255.254".into(),
             ..GuestNetwork::default()
         }
     }
 
     #[test]
     fn what_the_host_asks_for_is_checked() {
-        assert_eq!(Network::parse(&wanted()).unwrap().mac, "52:54:00:ab:cd:01");
+        let good = Network::parse(&wanted()).unwrap();
+        assert_eq!(good.mac, [0x52, 0x54, 0, 0xab, 0xcd, 1]);
+        assert_eq!(good.dns.len(), 2);
         let bad = |change: fn(&mut GuestNetwork)| {
             let mut network = wanted();
             change(&mut network);
@@ -184,25 +326,79 @@ mod tests {
         assert!(bad(|n| n.mac = "../../etc/passwd::".into()));
         assert!(bad(|n| n.address = "::1".into()));
         assert!(bad(|n| n.gateway = "gateway".into()));
+        assert!(bad(|n| n.relay_address = "::2".into()));
+        assert!(bad(|n| n.ipv6_address = "fd00::1".into()));
+        assert!(bad(|n| n.ipv6_address = "1.2.3.4/8".into()));
+        assert!(bad(|n| n.ipv6_gateway = "1.2.3.4".into()));
         assert!(bad(|n| n.prefix = 33));
         assert!(bad(|n| n.prefix = 0));
     }
 
+    /// Makes a card as far as the machine can tell: one end of a pair.
+    fn plug(name: &str, peer: &str) {
+        let veth = Veth {
+            name,
+            mac: Some([0x52, 0x54, 0, 0xab, 0xcd, 1]),
+            alias: "",
+            peer,
+            peer_mac: None,
+            peer_netns: None,
+            mtu: None,
+        };
+        Routing::connect().unwrap().add_veth(&veth).unwrap();
+    }
+
+    fn apply(network: &Network) -> u32 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let index = runtime.block_on(network.apply()).unwrap();
+        network.apply6(index).unwrap();
+        index
+    }
+
     #[test]
-    fn the_interface_is_found_by_its_hardware_address() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, mac, index) in [
-            ("lo", "00:00:00:00:00:00", "1"),
-            ("ens3", "52:54:00:ab:cd:01", "7"),
+    fn a_card_gets_everything_and_so_does_the_one_in_its_place() {
+        let name = "agent::network::tests::a_card_gets_everything_and_so_does_the_one_in_its_place";
+        let Some(space) = Space::new(name) else {
+            return;
+        };
+        let (first, second) = space.run(|| {
+            loopback_up().unwrap();
+            plug("ens3", "far3");
+            let network = Network::parse(&wanted()).unwrap();
+            let first = apply(&network);
+            assert_eq!(apply(&network), first);
+            let mut other = wanted();
+            other.address = "172.19.132.9".into();
+            other.relay_address = "172.19.128.3".into();
+            other.ipv6_address = "fd00:5::9/64".into();
+            other.mtu = 1400;
+            apply(&Network::parse(&other).unwrap());
+            // The new card comes while the old one is still there.
+            plug("ens4", "far4");
+            (first, apply(&network))
+        });
+        assert_ne!(first, second);
+        let shown = space
+            .sh("ip addr show eth0; ip addr show lo; ip route; ip -6 route")
+            .unwrap();
+        for there in [
+            "172.19.132.144/20",
+            "fd00:5::144/64",
+            "172.19.128.2/32",
+            "default via fd00:5::1",
         ] {
-            fs_err::create_dir(dir.path().join(name)).unwrap();
-            fs_err::write(dir.path().join(name).join("address"), format!("{mac}\n")).unwrap();
-            fs_err::write(dir.path().join(name).join("ifindex"), format!("{index}\n")).unwrap();
+            assert!(shown.contains(there), "{there}: {shown}");
+        }
+        for gone in ["172.19.132.9", "172.19.128.3", "fd00:5::9", "mtu 1400"] {
+            assert!(!shown.contains(gone), "{gone}: {shown}");
         }
         assert_eq!(
-            interface(dir.path(), "52:54:00:ab:cd:01"),
-            Some(("ens3".into(), 7))
+            shown.matches("default via 172.19.128.1 dev eth0").count(),
+            1,
+            "{shown}"
         );
-        assert_eq!(interface(dir.path(), "52:54:00:ab:cd:02"), None);
     }
 }

@@ -242,6 +242,28 @@ mod tests {
         until(&mut watched, |m| m.removed.iter().any(|l| l.port == port)).await;
     }
 
+    #[tokio::test]
+    async fn a_room_is_watched_from_when_it_is_known_to_when_it_is_gone() {
+        let Some(space) = hostel_testkit::Space::new(
+            "ports::a_room_is_watched_from_when_it_is_known_to_when_it_is_gone",
+        ) else {
+            return;
+        };
+        let rooms = Rooms::new();
+        let ports = Ports::new(rooms.clone(), Events::None);
+        let mut watched = ports.watch(&v1::WatchPortsRequest::default()).unwrap();
+        until(&mut watched, |m| m.reset).await;
+        let listener = space.run(|| TcpListener::bind("0.0.0.0:3000").unwrap());
+        rooms.insert("a".to_owned(), space.netns());
+        ports.look_again();
+        let in_room = |l: &v1::Listener| (l.room.as_str(), l.port) == ("a", 3000);
+        until(&mut watched, |m| m.added.iter().any(in_room)).await;
+        rooms.remove("a");
+        ports.look_again();
+        until(&mut watched, |m| m.removed.iter().any(in_room)).await;
+        drop(listener);
+    }
+
     #[test]
     fn what_is_no_port_is_refused() {
         assert!(udp_ports(&[0]).is_err());

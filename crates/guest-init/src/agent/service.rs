@@ -19,6 +19,7 @@ use super::dns::Dns;
 use super::modules_disk::ModulesDisk;
 use super::netns::Rooms;
 use super::ports::{Events as PortEvents, Ports};
+use super::rooms::Keeper;
 use super::sessions::{Events, Sessions};
 use super::{clock, configure, job};
 
@@ -34,7 +35,7 @@ pub(crate) struct State {
     pub(crate) distros: Arc<Distros>,
     pub(crate) modules: ModulesDisk,
     /// The network namespaces of distributions that have one of their own.
-    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) keeper: Arc<Keeper>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) connector: Arc<Connector>,
     pub(crate) dns: Arc<Dns>,
@@ -249,14 +250,16 @@ impl State {
         let rooms = Rooms::new();
         // In the machine this is `/init`.
         let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
+        let modules = ModulesDisk::default();
+        let keeper = Keeper::new(rooms.clone(), modules.mounted());
         Arc::new(Self {
-            distros: Distros::new(sessions.clone(), program),
+            distros: Distros::new(sessions.clone(), keeper.clone(), program),
             sessions,
-            modules: ModulesDisk::default(),
+            modules,
+            keeper,
             ports: Ports::new(rooms.clone(), PortEvents::Traced),
-            connector: Connector::new(dialer, rooms.clone()),
+            connector: Connector::new(dialer, rooms),
             dns: Dns::new(),
-            rooms,
             power_off: CancellationToken::new(),
             ready_ms: clock::boottime_ms(),
         })

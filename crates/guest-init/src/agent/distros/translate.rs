@@ -1,6 +1,6 @@
 //! Between the wire's words for a distribution and those of `instance`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hostel_instance::{
@@ -24,8 +24,13 @@ const START: Duration = Duration::from_secs(60);
 /// Mount options of a distribution's disk (BOOT-14).
 const OPTIONS: &str = "discard,errors=remount-ro,data=ordered";
 
-/// Says how a distribution is started in this machine.
-pub(super) fn spec(request: v1::StartDistroRequest, disk: &Disk, program: &Path) -> LaunchSpec {
+/// Says how a distribution is started in this machine; with a network namespace if it has a room.
+pub(super) fn spec(
+    request: v1::StartDistroRequest,
+    disk: &Disk,
+    network: Option<PathBuf>,
+    program: &Path,
+) -> LaunchSpec {
     let modules = release_directory();
     LaunchSpec {
         id: request.id,
@@ -56,7 +61,7 @@ pub(super) fn spec(request: v1::StartDistroRequest, disk: &Disk, program: &Path)
         resolv_conf: Some(resolver::PATH.into()),
         environment: env(request.env),
         devices: DeviceTree::SharedDevtmpfs,
-        network: None,
+        network,
         default_user: (!request.default_user.is_empty()).then_some(request.default_user),
         timeout: START,
     }

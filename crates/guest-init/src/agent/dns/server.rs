@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hostel_netlink::Routing;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -57,11 +58,10 @@ pub(super) struct Outside {
 
 /// Finds the interface to the outside; `None` when there is none.
 pub(super) fn outside(name: Option<&str>) -> Option<Outside> {
-    let name = name?;
-    let index = fs_err::read_to_string(format!("/sys/class/net/{name}/ifindex"));
+    let link = Routing::connect().ok()?.link(name?).ok()??;
     Some(Outside {
-        index: index.ok()?.trim().parse().ok()?,
-        name: name.to_owned(),
+        index: link.index,
+        name: link.name,
     })
 }
 

@@ -1,11 +1,7 @@
 //! Sessions and lifecycles against an agent in this process: ordinary, dying and hostile ones.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod fake;
-
 use std::{sync::atomic::Ordering, time::Duration};
 
-use fake::{House, SOON, claim, command, eventually, house, read_all, register};
+use crate::fake::{House, SOON, claim, command, eventually, house, read_all, register};
 use hostel_engine::{SessionEvents, Timeouts};
 use hostel_model::{ErrorCode, Failure};
 use hostel_proto::v1::{self, StreamKind, session_event::Event};

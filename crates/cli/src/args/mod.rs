@@ -12,8 +12,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub(crate) use distro::{InspectArgs, ListArgs, NameArgs, OptionalNameArgs, RenameArgs, StopArgs};
 pub(crate) use image::{ExportArgs, Format, ImportArgs, InstallArgs};
 pub(crate) use network::{
-    FirewallArgs, FirewallVerb, ManageArgs, NetArgs, NetSetArgs, NetVerb, PortAction, PortRuleArgs,
-    PortsArgs, PortsVerb, Room,
+    FirewallArgs, FirewallVerb, HelperArgs, HelperVerb, ManageArgs, NetArgs, NetSetArgs, NetVerb,
+    PortAction, PortRuleArgs, PortsArgs, PortsVerb, Room,
 };
 pub(crate) use run::{AttachArgs, DebugShellArgs, ExecArgs, RunArgs, split_variable};
 pub(crate) use system::{
@@ -70,6 +70,7 @@ Environment:
   HOSTEL_HOME          state directory [default: $XDG_DATA_HOME/hostel or ~/.local/share/hostel]
   HOSTEL_RUNTIME_DIR   sockets and logs [default: $XDG_RUNTIME_DIR/hostel, /run/user/UID/hostel or /tmp/hostel-UID]
   HOSTELD              program to start as the daemon [default: hosteld beside hostel, then in PATH]
+  HOSTEL_NET_PROGRAM   program for the network [default: hostel-net beside hosteld, then in PATH]
   WSLENV               variables to take along, NAME[/FLAGS] separated by colons, as in WSL
   NO_COLOR             print without colour when set and not empty";
 

@@ -44,6 +44,7 @@ Example: hostel net backends")]
     Backends,
     Set(NetSetArgs),
     Firewall(FirewallArgs),
+    Helper(HelperArgs),
 }
 
 /// Change the subnet, the gateway or the machine's address; holds from the machine's next start on
@@ -135,6 +136,47 @@ Examples:
     Clear,
 }
 
+/// Give an ordinary user's machine the root back end's reach, by a small program with just the rights it needs
+///
+/// The helper is `hostel-net`: it makes the bridge and the tap, writes the firewall's table and hands the tap to QEMU.
+/// Installed, it is owned by root, may be executed by the members of one group, and has two capabilities (cap_net_admin and
+/// cap_net_bind_service) and no other right. Without it everything else works; root does not need it.
+#[derive(Debug, Args)]
+#[command(
+    subcommand_value_name = "VERB",
+    subcommand_help_heading = "Verbs",
+    after_help = "Without a verb it shows the status.\n\nExample: sudo hostel net helper install"
+)]
+pub(crate) struct HelperArgs {
+    #[command(subcommand)]
+    pub(crate) verb: Option<HelperVerb>,
+}
+
+/// Verbs of `hostel net helper`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HelperVerb {
+    /// Install the helper, or bring it up to date; needs root
+    #[command(after_help = "\
+Where sudo does not find hostel, write its path: sudo $(command -v hostel) net helper install
+
+Examples:
+  sudo hostel net helper install
+  sudo hostel net helper install --group netadmins")]
+    Install {
+        /// Group whose members may use it, by name or number [default: the main group of the user who called sudo]
+        #[arg(long)]
+        group: Option<String>,
+    },
+    /// Remove the helper; needs root
+    #[command(after_help = "Example: sudo hostel net helper uninstall")]
+    Uninstall,
+    /// Show whether the helper is installed, and for whom
+    #[command(
+        after_help = "Examples:\n  hostel net helper status\n  hostel net helper status --json"
+    )]
+    Status,
+}
+
 /// Show which ports listen inside, and where the host reaches them
 #[derive(Debug, Args)]
 #[command(
@@ -171,8 +213,8 @@ pub(crate) enum PortsVerb {
     Rules,
     /// Set the rule for a port
     #[command(after_help = "\
-Without a rule, TCP ports appear under the same number, and UDP ports do not appear. A rule for one distribution wins over
-one for all, a rule for one port over one for every port.
+Without a rule, TCP ports appear under the same number, and UDP ports do not appear. The most special rule decides: for a
+distribution and a port, then for a port, then for a distribution.
 
 Examples:
   hostel ports set 80 remap=8080

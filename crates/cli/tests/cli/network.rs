@@ -372,3 +372,25 @@ fn a_distribution_gets_a_room_and_is_told_when_to_restart() {
     let (_, _, err) = texts(&fake.run(&["manage", "--network", "shared"]));
     assert!(err.contains("until `hostel restart`"), "{err}");
 }
+
+/// Nothing is installed here: only what can be asked, and what is refused.
+#[test]
+fn the_helper_explains_itself() {
+    let fake = Fake::new(Script::default());
+    assert!(json(&fake, &["net", "helper"])["installed"].is_boolean());
+    let (code, out, _) = texts(&fake.run(&["net", "helper", "status"]));
+    assert!(code == Some(0) && out.starts_with("helper"), "{out}");
+    let (code, _, err) = texts(&fake.run(&["net", "helper", "install"]));
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains("--group NAME"), "{err}");
+        let group = ["net", "helper", "install", "--group", "no-such-group"];
+        let (code, _, err) = texts(&fake.run(&group));
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains("`no-such-group`"), "{err}");
+    } else {
+        assert_eq!(code, Some(125), "{err}");
+        assert!(err.contains("hint: sudo /"), "{err}");
+    }
+    assert_eq!(fake.calls("greet"), 0, "it needs no daemon");
+}

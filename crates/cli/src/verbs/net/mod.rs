@@ -1,6 +1,7 @@
 //! `hostel net …`.
 
 mod firewall;
+mod helper;
 mod set;
 mod show;
 
@@ -19,5 +20,6 @@ pub(super) async fn net(context: &Context, args: NetArgs) -> Result<(), Trouble>
         NetVerb::Backends => show::backends(context).await,
         NetVerb::Set(args) => set::set(context, args).await,
         NetVerb::Firewall(args) => firewall::firewall(context, args).await,
+        NetVerb::Helper(args) => helper::helper(context, args),
     }
 }

@@ -127,3 +127,105 @@ pub(crate) fn of_kind(addresses: &[IpAddr], kind: u16) -> Vec<Data> {
         .map(|address| Data::Address(*address))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MX: u16 = 15;
+
+    fn house(distros: &[(&str, &str)]) -> (House, Vec<String>) {
+        let names = Names {
+            host: vec!["172.19.128.1".parse().unwrap()],
+            vm: vec!["172.19.132.144".parse().unwrap()],
+            distros: distros
+                .iter()
+                .map(|(name, address)| {
+                    let addresses = address.split_whitespace().map(|a| a.parse().unwrap());
+                    (DistroName::parse(name).unwrap(), addresses.collect())
+                })
+                .collect(),
+        };
+        let (house, left_out) = House::new("hostel", &names);
+        (house, left_out.iter().map(ToString::to_string).collect())
+    }
+
+    fn answer(house: &House, name: &str, kind: u16) -> String {
+        match house.ask(name, kind) {
+            None => "elsewhere".to_owned(),
+            Some(Found::Nothing) => "no such name".to_owned(),
+            Some(Found::Records(records)) => records
+                .into_iter()
+                .map(|record| match record {
+                    Data::Address(address) => address.to_string(),
+                    Data::Name(name) => name,
+                })
+                .collect::<Vec<_>>()
+                .join(" "),
+        }
+    }
+
+    /// BOOT-30, in one label of a name.
+    #[test]
+    fn distributions_get_names_that_dns_can_hold() {
+        for (name, want) in [
+            ("Debian", "debian"),
+            ("Ubuntu-24.04", "ubuntu-24.04"),
+            ("my_box", "mybox"),
+            ("a.b.c", "a.bc"),
+            ("___", "localhost"),
+            ("x-", "x"),
+        ] {
+            assert_eq!(host_label(name), want);
+        }
+        assert_eq!(host_label(&"x".repeat(64)).len(), 63);
+    }
+
+    #[test]
+    fn everything_below_the_domain_is_answered_here() {
+        let (house, _) = house(&[
+            ("Debian", "172.19.132.144"),
+            ("Ubuntu-24.04", "172.19.133.7 fd00::7"),
+        ]);
+        for (name, kind, want) in [
+            ("host.hostel", A, "172.19.128.1"),
+            ("vm.hostel", A, "172.19.132.144"),
+            ("debian.hostel", A, "172.19.132.144"),
+            ("ubuntu-24.04.hostel", A, "172.19.133.7"),
+            ("ubuntu-24.04.hostel", AAAA, "fd00::7"),
+            ("debian.hostel", AAAA, ""),
+            ("debian.hostel", MX, ""),
+            ("hostel", A, ""),
+            // There is a name below it.
+            ("04.hostel", A, ""),
+            ("05.hostel", A, "no such name"),
+            ("www.debian.hostel", A, "no such name"),
+            ("hostel.example", A, "elsewhere"),
+            ("myhostel", A, "elsewhere"),
+            ("", A, "elsewhere"),
+            ("1.128.19.172.in-addr.arpa", PTR, "host.hostel"),
+            // The first who has it.
+            ("144.132.19.172.in-addr.arpa", PTR, "vm.hostel"),
+            ("7.133.19.172.in-addr.arpa", PTR, "ubuntu-24.04.hostel"),
+            ("7.133.19.172.in-addr.arpa", MX, ""),
+            ("8.133.19.172.in-addr.arpa", PTR, "elsewhere"),
+        ] {
+            assert_eq!(answer(&house, name, kind), want, "{name} {kind}");
+        }
+    }
+
+    #[test]
+    fn nobody_takes_a_name_that_belongs_to_another() {
+        let (house, left_out) = house(&[
+            ("Host", "10.0.0.1"),
+            ("my_box", "10.0.0.2"),
+            ("mybox", "10.0.0.3"),
+            ("a_b", "10.0.0.4"),
+            ("a__b", "10.0.0.5"),
+        ]);
+        assert_eq!(left_out, ["Host", "a_b", "my_box"]);
+        assert_eq!(answer(&house, "host.hostel", A), "172.19.128.1");
+        assert_eq!(answer(&house, "mybox.hostel", A), "10.0.0.3");
+        assert_eq!(answer(&house, "ab.hostel", A), "10.0.0.5");
+    }
+}

@@ -14,6 +14,8 @@ mod hosts;
 mod house;
 mod limit;
 mod message;
+#[doc(hidden)]
+pub mod probe;
 mod resolver;
 mod watch;
 

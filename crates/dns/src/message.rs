@@ -249,6 +249,15 @@ pub(crate) enum Reply {
     Cannot(Vec<u8>),
 }
 
+impl Reply {
+    /// Returns the message.
+    pub(crate) fn into_message(self) -> Vec<u8> {
+        match self {
+            Self::Whole(message) | Self::Cut(message) | Self::Cannot(message) => message,
+        }
+    }
+}
+
 /// The data of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
@@ -378,4 +387,153 @@ fn skip_name(message: &[u8], mut pos: usize) -> Option<usize> {
 fn u16_at(bytes: &[u8], pos: usize) -> Option<u16> {
     let bytes = bytes.get(pos..pos + 2)?;
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A question for `a.b`, with EDNS of a version.
+    fn query(kind: u16, edns: Option<(u16, u8)>) -> Vec<u8> {
+        let mut out = vec![0xab, 0xcd, 0x01, 0x10, 0, 1, 0, 0, 0, 0, 0, 0];
+        out.extend(b"\x01A\x01b\0");
+        out.extend(kind.to_be_bytes());
+        out.extend([0, 1]);
+        if let Some((size, version)) = edns {
+            out[11] = 1;
+            out.extend([0, 0, 41]);
+            out.extend(size.to_be_bytes());
+            out.extend([0, version, 0x80, 0, 0, 0]);
+        }
+        out
+    }
+
+    fn refusal(message: &[u8], best_effort: bool) -> u8 {
+        match Query::parse(message, best_effort) {
+            Err(Refusal::Answer(answer)) => answer[3] & 0x0f,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_question_is_understood() {
+        let parsed = Query::parse(&query(AAAA, Some((4096, 0))), false).unwrap();
+        assert_eq!((parsed.kind, parsed.class), (AAAA, CLASS_IN));
+        assert_eq!(
+            (parsed.name.as_deref(), parsed.udp_limit()),
+            (Some("a.b"), 4096)
+        );
+        assert_eq!(
+            Query::parse(&query(A, None), false).unwrap().udp_limit(),
+            512
+        );
+        assert_eq!(
+            Query::parse(&query(A, Some((0, 0))), false)
+                .unwrap()
+                .udp_limit(),
+            512
+        );
+    }
+
+    #[test]
+    fn a_later_version_of_edns_is_refused_in_its_own_words() {
+        let Err(Refusal::Answer(answer)) = Query::parse(&query(A, Some((1232, 1))), false) else {
+            panic!("taken");
+        };
+        // BADVERS is 16: nothing in the header, one in the upper bits; our version is 0; the wish for signatures stays.
+        let opt = &answer[answer.len() - 11..];
+        assert_eq!(answer[3] & 0x0f, 0);
+        assert_eq!(opt, [0, 0, 41, 0x04, 0xd0, 1, 0, 0x80, 0, 0, 0]);
+    }
+
+    #[test]
+    fn records_that_cannot_be_understood_are_refused_or_dropped() {
+        let whole = query(A, Some((1232, 0)));
+        let mut two = whole.clone();
+        two[11] = 2;
+        two.extend([0, 0, 41, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut named = whole.clone();
+        named.splice(19 + 2..19 + 3, *b"\x01x\0");
+        let mut promised = whole.clone();
+        promised[7] = 9;
+        let mut reserved = whole.clone();
+        reserved[21] = 0x80;
+        for message in [
+            &whole[..whole.len() - 1],
+            &two,
+            &named,
+            &promised,
+            &reserved,
+        ] {
+            assert_eq!(refusal(message, false), 1, "{message:?}");
+            // DNS-7.
+            let stripped = Query::parse(message, true).unwrap();
+            assert_eq!(stripped.bytes(), query(A, None), "{message:?}");
+        }
+        // The question itself cannot be dropped.
+        assert_eq!(refusal(&whole[..18], true), 1);
+        // Names that refer to others are passed over, wherever they refer to.
+        let mut reference = query(A, None);
+        reference[11] = 1;
+        reference.extend([0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 1, 2, 3, 4]);
+        assert!(Query::parse(&reference, false).is_ok());
+    }
+
+    #[test]
+    fn names_are_as_long_as_they_may_be_and_no_longer() {
+        let long = |labels: &[usize]| {
+            let mut out = query(A, None)[..12].to_vec();
+            for length in labels {
+                out.push(*length as u8);
+                out.extend(vec![b'x'; *length]);
+            }
+            out.extend([0, 0, 1, 0, 1]);
+            out
+        };
+        // 255 bytes with all lengths and the end.
+        let most = Query::parse(&long(&[63, 63, 63, 61]), false).unwrap();
+        let name = most.name.unwrap();
+        assert_eq!(name.len(), 253);
+        assert!(is_name(&name) && wire_name(&name).len() == 255);
+        assert_eq!(refusal(&long(&[63, 63, 63, 62]), false), 1);
+        assert_eq!(refusal(&long(&[64]), false), 1);
+        assert!(Query::parse(&long(&[1; 127]), false).is_ok());
+        assert_eq!(refusal(&long(&[1; 128]), false), 1);
+    }
+
+    #[test]
+    fn reverse_names_are_addresses() {
+        let v6 = format!("b.a.{}8.b.d.0.1.0.0.2.ip6.arpa", "0.".repeat(22));
+        for (name, want) in [
+            ("1.2.3.4.in-addr.arpa", Some("4.3.2.1")),
+            ("0.0.0.0.in-addr.arpa", Some("0.0.0.0")),
+            (v6.as_str(), Some("2001:db8::ab")),
+            ("2.3.4.in-addr.arpa", None),
+            ("0.1.2.3.4.in-addr.arpa", None),
+            ("01.2.3.4.in-addr.arpa", None),
+            ("+1.2.3.4.in-addr.arpa", None),
+            ("256.2.3.4.in-addr.arpa", None),
+            ("in-addr.arpa", None),
+            ("0.ip6.arpa", None),
+            (&v6[2..], None),
+            (&format!("0.{v6}"), None),
+            (&v6.replace("b.a", "g.a"), None),
+        ] {
+            assert_eq!(
+                reverse_name(name),
+                want.map(|a| a.parse().unwrap()),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn answers_of_our_own_never_outgrow_a_message() {
+        let parsed = Query::parse(&query(AAAA, Some((1232, 0))), false).unwrap();
+        let many = vec![Data::Address(Ipv6Addr::LOCALHOST.into()); 10_000];
+        let answer = parsed.answer(Rcode::NoError, &many);
+        assert!(answer.len() <= MAX);
+        let cut = parsed.deliver(answer, false);
+        assert!(cut.len() <= 1232 && cut[2] & 0x02 != 0);
+    }
 }

@@ -18,9 +18,10 @@ use crate::{
     forward::Forwarder,
     gateway::{self, Gateway},
     host::HostDns,
+    hosts::Hosts,
     house::{Found, House, Names},
     limit::Bucket,
-    message::{CLASS_IN, Data, Query, Rcode, Refusal},
+    message::{CLASS_IN, Query, Rcode, Refusal},
     watch::{Files, Follower, Known, read_lock},
 };
 
@@ -131,26 +132,12 @@ impl Resolver {
             Err(Refusal::Silent) => return None,
             Err(Refusal::Answer(answer)) => return Some(answer),
         };
-        let answer = match self.at_home(&query) {
-            Some((code, records)) => query.answer(code, &records),
+        let house = read_lock(&self.0.house);
+        let answer = match at_home(&query, &house, || read_lock(&self.0.known.hosts)) {
+            Some(answer) => answer,
             None => self.forward(&query, tcp).await,
         };
         Some(query.deliver(answer, tcp))
-    }
-
-    /// Looks in the house and in the host's file.
-    fn at_home(&self, query: &Query) -> Option<(Rcode, Vec<Data>)> {
-        let name = query.name.as_deref()?;
-        if query.class != CLASS_IN {
-            return None;
-        }
-        match read_lock(&self.0.house).ask(name, query.kind) {
-            Some(Found::Records(records)) => Some((Rcode::NoError, records)),
-            Some(Found::Nothing) => Some((Rcode::NxDomain, Vec::new())),
-            None => read_lock(&self.0.known.hosts)
-                .ask(name, query.kind)
-                .map(|records| (Rcode::NoError, records)),
-        }
     }
 
     async fn forward(&self, query: &Query, tcp: bool) -> Vec<u8> {
@@ -177,4 +164,22 @@ impl Resolver {
     pub async fn serve(&self, gateway: Gateway, stop: CancellationToken) {
         gateway::serve(self, gateway, stop).await;
     }
+}
+
+/// Answers from the names of the house and the host's file, which comes second and is seldom needed.
+pub(crate) fn at_home(
+    query: &Query,
+    house: &House,
+    hosts: impl FnOnce() -> Arc<Hosts>,
+) -> Option<Vec<u8>> {
+    let name = query.name.as_deref()?;
+    if query.class != CLASS_IN {
+        return None;
+    }
+    let (code, records) = match house.ask(name, query.kind) {
+        Some(Found::Records(records)) => (Rcode::NoError, records),
+        Some(Found::Nothing) => (Rcode::NxDomain, Vec::new()),
+        None => (Rcode::NoError, hosts().ask(name, query.kind)?),
+    };
+    Some(query.answer(code, &records))
 }

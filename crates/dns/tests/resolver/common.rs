@@ -16,53 +16,58 @@ use tokio::{
     time::timeout,
 };
 
-pub const A: u16 = 1;
-pub const SOA: u16 = 6;
-pub const PTR: u16 = 12;
-pub const AAAA: u16 = 28;
+pub(crate) const A: u16 = 1;
+pub(crate) const SOA: u16 = 6;
+pub(crate) const PTR: u16 = 12;
+pub(crate) const AAAA: u16 = 28;
 
 /// Longer than anything takes on a busy machine.
-pub const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// What came to a resolver.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub message: Vec<u8>,
-    pub tcp: bool,
-    pub from: SocketAddr,
+pub(crate) struct Asked {
+    pub(crate) message: Vec<u8>,
+    pub(crate) tcp: bool,
+    pub(crate) from: SocketAddr,
     /// How many came before it.
-    pub number: usize,
+    pub(crate) number: usize,
 }
 
+/// What a message, by TCP or not, from somebody leads to.
+type Reply = dyn Fn(Vec<u8>, bool, SocketAddr) -> Vec<Vec<u8>> + Send + Sync;
+
 /// A resolver on an address of loopback. What its function returns is sent, message by message.
-pub struct FakeResolver {
-    pub address: Ipv4Addr,
-    pub port: u16,
+pub(crate) struct FakeResolver {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
     asked: Arc<Mutex<Vec<Asked>>>,
     _tasks: JoinSet<()>,
 }
 
 impl FakeResolver {
     /// Starts one at 127.0.0.`last`; `port` 0 finds a free one.
-    pub async fn start(
+    pub(crate) async fn start(
         last: u8,
         port: u16,
         answer: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
         let address = Ipv4Addr::new(127, 0, 0, last);
-        for _ in 0..50 {
-            let udp = UdpSocket::bind((address, port)).await.unwrap();
-            let found = udp.local_addr().unwrap().port();
-            // The port may be taken for the other protocol.
-            if let Ok(tcp) = TcpListener::bind((address, found)).await {
-                return Self::run(address, udp, Some(tcp), answer);
+        for _ in 0..200 {
+            // The port may be taken: by another test for a moment, or for the other protocol for longer.
+            if let Ok(udp) = UdpSocket::bind((address, port)).await {
+                let found = udp.local_addr().unwrap().port();
+                if let Ok(tcp) = TcpListener::bind((address, found)).await {
+                    return Self::run(address, udp, Some(tcp), answer);
+                }
             }
+            let _ = timeout(Duration::from_millis(20), std::future::pending::<()>()).await;
         }
-        panic!("no port is free for both protocols");
+        panic!("port {port} is never free for both protocols");
     }
 
     /// Starts one without TCP.
-    pub async fn udp_only(
+    pub(crate) async fn udp_only(
         last: u8,
         answer: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
@@ -79,7 +84,7 @@ impl FakeResolver {
     ) -> Self {
         let port = udp.local_addr().unwrap().port();
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let reply: Arc<dyn Fn(Vec<u8>, bool, SocketAddr) -> Vec<Vec<u8>> + Send + Sync> = {
+        let reply: Arc<Reply> = {
             let asked = Arc::clone(&asked);
             Arc::new(move |message, tcp, from| {
                 let mut asked = asked.lock().unwrap();
@@ -127,20 +132,20 @@ impl FakeResolver {
     }
 
     /// Returns what came so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 }
 
 /// The host's files, and a resolver that reads them.
-pub struct House {
-    pub dir: tempfile::TempDir,
-    pub resolver: Resolver,
+pub(crate) struct House {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) resolver: Resolver,
 }
 
 impl House {
     /// `change` sets what a test wants otherwise.
-    pub fn new(resolv_conf: &str, port: u16, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn new(resolv_conf: &str, port: u16, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs_err::write(path("resolv.conf"), resolv_conf).unwrap();
@@ -159,11 +164,11 @@ impl House {
     }
 
     /// A house whose host asks these.
-    pub fn behind(resolvers: &[&FakeResolver], options: &str) -> Self {
+    pub(crate) fn behind(resolvers: &[&FakeResolver], options: &str) -> Self {
         Self::with(resolvers, options, |_| {})
     }
 
-    pub fn with(
+    pub(crate) fn with(
         resolvers: &[&FakeResolver],
         options: &str,
         change: impl FnOnce(&mut Settings),
@@ -176,12 +181,12 @@ impl House {
         Self::new(&String::from_utf8(text).unwrap(), port, change)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Asks and waits; the answer must come.
-    pub async fn ask(&self, message: &[u8], tcp: bool) -> Vec<u8> {
+    pub(crate) async fn ask(&self, message: &[u8], tcp: bool) -> Vec<u8> {
         timeout(LONG, self.resolver.answer(message, tcp))
             .await
             .expect("an answer in time")
@@ -190,12 +195,12 @@ impl House {
 }
 
 /// A message with its length before it.
-pub fn framed(message: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u16).to_be_bytes()[..], message].concat()
 }
 
 /// A question, as libc asks it.
-pub fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     out.extend([0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.').filter(|l| !l.is_empty()) {
@@ -209,7 +214,7 @@ pub fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
 }
 
 /// The same with EDNS: takes datagrams of `size`, wants signatures, and has an option that nobody knows.
-pub fn query_edns(id: u16, name: &str, kind: u16, size: u16) -> Vec<u8> {
+pub(crate) fn query_edns(id: u16, name: &str, kind: u16, size: u16) -> Vec<u8> {
     let mut out = query(id, name, kind);
     out[11] = 1;
     out.extend([0, 0, 41]);
@@ -219,7 +224,7 @@ pub fn query_edns(id: u16, name: &str, kind: u16, size: u16) -> Vec<u8> {
 }
 
 /// Answers a question with one record of its kind; also with any data.
-pub fn answer(query: &[u8], data: &[u8]) -> Vec<u8> {
+pub(crate) fn answer(query: &[u8], data: &[u8]) -> Vec<u8> {
     let end = question_end(query);
     let mut out = query[..end].to_vec();
     out[2] |= 0x80;
@@ -234,7 +239,7 @@ pub fn answer(query: &[u8], data: &[u8]) -> Vec<u8> {
 }
 
 /// Answers a question with a code and nothing else.
-pub fn code(query: &[u8], code: u8) -> Vec<u8> {
+pub(crate) fn code(query: &[u8], code: u8) -> Vec<u8> {
     let mut out = query[..question_end(query)].to_vec();
     out[2] |= 0x80;
     out[3] = 0x80 | code;
@@ -242,7 +247,7 @@ pub fn code(query: &[u8], code: u8) -> Vec<u8> {
     out
 }
 
-pub fn question_end(message: &[u8]) -> usize {
+pub(crate) fn question_end(message: &[u8]) -> usize {
     let mut pos = 12;
     while message[pos] != 0 {
         pos += 1 + usize::from(message[pos]);
@@ -251,16 +256,16 @@ pub fn question_end(message: &[u8]) -> usize {
 }
 
 /// The code of an answer.
-pub fn rcode(message: &[u8]) -> u8 {
+pub(crate) fn rcode(message: &[u8]) -> u8 {
     message[3] & 0x0f
 }
 
-pub fn is_cut(message: &[u8]) -> bool {
+pub(crate) fn is_cut(message: &[u8]) -> bool {
     message[2] & 0x02 != 0
 }
 
 /// The data of the answers of a message whose names are all references.
-pub fn records(message: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn records(message: &[u8]) -> Vec<Vec<u8>> {
     let mut pos = question_end(message);
     let count = u16::from_be_bytes([message[6], message[7]]);
     let mut found = Vec::new();

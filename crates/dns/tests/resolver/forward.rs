@@ -1,10 +1,8 @@
 //! Questions go to resolvers on loopback and their answers come back, whatever the resolvers do.
 
-mod common;
-
 use std::{collections::HashSet, net::Ipv4Addr, time::Duration};
 
-use common::{
+use crate::common::{
     A, Asked, FakeResolver, House, LONG, SOA, answer, code, framed, is_cut, query, query_edns,
     question_end, rcode, records,
 };
@@ -371,8 +369,8 @@ async fn more_than_the_rate_is_refused_and_names_of_the_house_are_not() {
     }
     assert_eq!(codes[..2], [0, 0]);
     assert!(codes.contains(&SERVFAIL));
-    let answered = codes.iter().filter(|code| **code == 0).count();
-    assert_eq!(server.asked().len(), answered);
+    codes.retain(|code| *code == 0);
+    assert_eq!(server.asked().len(), codes.len());
 }
 
 #[tokio::test]

@@ -88,6 +88,8 @@ pub struct NetworkPlan {
     pub record: Option<NatRecord>,
     /// What the configuration says.
     pub settings: NetworkSettings,
+    /// Whether the VM gets IPv6 addresses.
+    pub ipv6: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }

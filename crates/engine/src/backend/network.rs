@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use hostel_model::{ErrorCode, Failure, firewall::Rule};
 use hostel_qemu::{Netdev, Nic, UserIpv6};
 use hostel_switch::{
-    Backend, Kind, NatRecord, NetdevSpec, OpenError, Opened, Prefix, Verdict, Wanted,
+    Backend, Host, Kind, NatRecord, NetdevSpec, OpenError, Opened, Prefix, Verdict, Wanted,
 };
 use hostel_wslconf::MachineConf;
 
@@ -56,12 +56,20 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> NetworkPlan {
         return NetworkPlan {
             record: None,
             settings,
+            ipv6: false,
             warnings,
         };
     }
+    let host = Host::read().unwrap_or_else(|error| {
+        warnings.push(format!(
+            "the host's networks cannot be read, so the VM's may collide with one: {}",
+            Failure::from_error(ErrorCode::Unsupported, &error).message
+        ));
+        Host::default()
+    });
     let recorded = registry.settings().nat;
     let id = uuid::Uuid::new_v4().to_string();
-    let record = match record::ask_again(recorded, &id, NAME, &record::host_networks()) {
+    let record = match record::ask_again(recorded, &id, NAME, &host) {
         Ok(renewed) => {
             // NAT-6, NAT-9: one warning, with old and new.
             warnings.extend(renewed.warning);
@@ -74,6 +82,7 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> NetworkPlan {
     };
     NetworkPlan {
         record,
+        ipv6: settings.ipv6.unwrap_or(host.ipv6),
         settings,
         warnings,
     }
@@ -96,6 +105,7 @@ pub(super) async fn open(
     let NetworkPlan {
         record,
         settings,
+        ipv6,
         mut warnings,
     } = plan;
     let Some(lasting) = record else {
@@ -110,7 +120,7 @@ pub(super) async fn open(
     record.mac = settings.mac.unwrap_or(record.mac);
     let wanted = Wanted {
         kind: settings.kind,
-        ipv6: settings.ipv6.unwrap_or_else(record::host_has_ipv6),
+        ipv6,
         host_loopback: settings.host_loopback,
         mtu: None,
         firewall: settings.firewall_rules(&registry.settings()),
@@ -218,7 +228,7 @@ pub(super) async fn verdicts(plan: NetworkPlan, programs: Programs) -> Vec<Verdi
     let wanted = Wanted {
         record,
         kind: None,
-        ipv6: plan.settings.ipv6.unwrap_or(false),
+        ipv6: plan.ipv6,
         host_loopback: plan.settings.host_loopback,
         mtu: None,
         firewall: Vec::new(),

@@ -1,7 +1,7 @@
 //! The network of one VM from its start to its end: opened, watched, opened again when it dies, closed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -12,6 +12,7 @@ use hostel_model::{DistroId, firewall::Source};
 use hostel_proto::v1;
 use hostel_relay::Relay;
 use hostel_switch::{Backend, NatRecord, Verdict};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -44,6 +45,8 @@ pub(crate) struct Live {
     pub(super) resolver: Arc<Resolver>,
     /// Ends the serving of the gateway's port 53; `None`: it is not served.
     gateway: Mutex<Option<CancellationToken>>,
+    /// The UDP ports that the guest is to tell of.
+    pub(super) udp: watch::Sender<BTreeSet<u16>>,
     /// What is wrong now, by what it is about.
     troubles: Mutex<BTreeMap<&'static str, String>>,
 }
@@ -65,6 +68,7 @@ impl Live {
             dns,
             opener,
         } = setup;
+        let udp = settings.udp_watched(&engine.registry.settings());
         let wiring = Wiring::new(backend, Arc::clone(&engine.guest_streams));
         let live = Arc::new(Self {
             engine: Arc::downgrade(engine),
@@ -80,6 +84,7 @@ impl Live {
             opener,
             wiring,
             gateway: Mutex::default(),
+            udp: watch::channel(udp).0,
             troubles: Mutex::default(),
         });
         for address in live.settings.exposed() {
@@ -168,6 +173,12 @@ impl Live {
             let file = engine.registry.settings();
             let direct = direct(&*self.backend());
             self.relay.set_settings(self.settings.relay(&file, direct));
+            let udp = self.settings.udp_watched(&file);
+            self.udp.send_if_modified(|old| {
+                let changed = *old != udp;
+                *old = udp;
+                changed
+            });
         }
     }
 

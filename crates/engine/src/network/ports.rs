@@ -3,7 +3,12 @@
 //! The guest is not trusted: what it says is counted, bounded and held against what the host knows. It can name ports; on
 //! which addresses of the host they appear is the host's alone.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use hostel_model::DistroId;
@@ -183,11 +188,19 @@ impl Live {
     /// Follows the guest's listeners until the VM ends.
     pub(super) async fn follow_ports(self: Arc<Self>, running: Arc<Running>) {
         let mut agents = running.agents();
+        let mut udp = self.udp.subscribe();
         loop {
             agents.mark_unchanged();
+            udp.mark_unchanged();
+            let wanted = udp.borrow().clone();
             let why = tokio::select! {
                 () = running.gone.cancelled() => return,
-                why = self.ports_of(&running) => why,
+                why = self.ports_of(&running, &wanted) => why,
+                // Others are to be told of: all is asked for anew, and what is known stays until then.
+                changed = udp.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
             };
             tracing::debug!(why, "the guest's ports are not followed");
             // Whatever was known is not known any more.
@@ -202,14 +215,9 @@ impl Live {
     }
 
     /// Follows one stream to its end.
-    async fn ports_of(&self, running: &Running) -> String {
+    async fn ports_of(&self, running: &Running, udp: &BTreeSet<u16>) -> String {
         let request = v1::WatchPortsRequest {
-            udp_ports: self
-                .settings
-                .udp_ports
-                .iter()
-                .map(|p| (*p).into())
-                .collect(),
+            udp_ports: udp.iter().map(|p| (*p).into()).collect(),
         };
         let mut changes = match running.agent().watch_ports(request).await {
             Ok(changes) => changes.into_inner(),
@@ -227,7 +235,7 @@ impl Live {
             let Some(owners) = self.owners() else {
                 return "the engine is gone".to_owned();
             };
-            let taken = known.take(change, &owners, |port| self.settings.wants_udp(port));
+            let taken = known.take(change, &owners, |port| udp.contains(&port));
             self.say("ports", known.warning());
             match taken {
                 Some((true, added, _)) => self.relay.reset(added),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use hostel_switch::{NatRecord, NoFreeSubnet, Prefix, host_prefixes};
+use hostel_switch::{Host, NatRecord, NoFreeSubnet, Prefix};
 
 /// A record that can be used.
 #[derive(Clone, Debug)]
@@ -17,10 +17,11 @@ pub(crate) fn ask_again(
     recorded: Option<serde_json::Value>,
     id: &str,
     name: &str,
-    host: &[Prefix],
+    host: &Host,
 ) -> Result<Renewed, NoFreeSubnet> {
+    let prefixes: Vec<Prefix> = host.taken.iter().map(|t| t.prefix).collect();
     let Some(value) = recorded else {
-        let record = NatRecord::choose(id, name, host)?;
+        let record = NatRecord::choose(id, name, &prefixes)?;
         return Ok(Renewed {
             record,
             warning: None,
@@ -30,7 +31,7 @@ pub(crate) fn ask_again(
     let record = match parsed.and_then(|r| r.validate().map(|()| r).map_err(|e| e.to_string())) {
         Ok(record) => record,
         Err(why) => {
-            let record = NatRecord::choose(id, name, host)?;
+            let record = NatRecord::choose(id, name, &prefixes)?;
             let warning = format!(
                 "the recorded network cannot be used ({why}); {} is used from now on",
                 record.subnet
@@ -41,15 +42,15 @@ pub(crate) fn ask_again(
             });
         }
     };
-    match host.iter().find(|p| p.overlaps(&record.subnet)) {
+    match host.collides(&record.subnet) {
         None => Ok(Renewed {
             record,
             warning: None,
         }),
         Some(other) => {
-            let new = NatRecord::choose(&record.id, &record.name, host)?;
+            let new = NatRecord::choose(&record.id, &record.name, &prefixes)?;
             let warning = format!(
-                "the recorded network {} collides with {other} of the host; {} is used from now on",
+                "the recorded network {} collides with {other}; {} is used from now on",
                 record.subnet, new.subnet
             );
             Ok(Renewed {
@@ -58,15 +59,6 @@ pub(crate) fn ask_again(
             })
         }
     }
-}
-
-/// Returns the networks that this host knows.
-pub(crate) fn host_networks() -> Vec<Prefix> {
-    let read = |path| fs_err::read_to_string(path).ok();
-    host_prefixes(
-        &read("/proc/net/route").unwrap_or_default(),
-        read("/proc/net/fib_trie").as_deref(),
-    )
 }
 
 /// Why an address cannot be a room's.
@@ -93,7 +85,7 @@ pub(crate) fn check_room(
     let own = [
         (Some(record.gateway), "the gateway"),
         (Some(record.address), "the VM"),
-        (subnet.address(2), "the relay"),
+        (Some(record.relay_address()), "the relay"),
         (Some(record.resolver()), "the resolver"),
     ];
     if let Some((_, what)) = own.iter().find(|(a, _)| *a == Some(address)) {
@@ -136,14 +128,4 @@ pub(crate) fn change(
     record.address = address.unwrap_or(record.address);
     record.validate()?;
     Ok(record)
-}
-
-/// Tells whether the host has a global IPv6 address.
-pub(crate) fn host_has_ipv6() -> bool {
-    let text = fs_err::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-    text.lines().any(|line| {
-        let scope = line.split_ascii_whitespace().nth(3);
-        // 2000::/3, the only range that is global today.
-        scope == Some("00") && matches!(line.as_bytes().first(), Some(b'2' | b'3'))
-    })
 }

@@ -1,6 +1,9 @@
 //! What the configuration says about the network, in the form in which it is used; and what of it cannot be done.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use hostel_model::firewall::{Action, Protocol, Rule};
 use hostel_switch::{Kind, MacAddress};
@@ -161,7 +164,7 @@ impl NetworkSettings {
             forwarding: self.forwarding,
             listen: self.listen.clone(),
             ignored_ports: self.ignored_ports.clone(),
-            rules: file.port_rules.get().rules().iter().map(rule).collect(),
+            rules: self.port_rules(file),
             firewall: self.firewall_rules(file),
             direct,
         }
@@ -176,9 +179,40 @@ impl NetworkSettings {
             .collect()
     }
 
-    /// Tells whether a UDP port of the guest is to appear on the host.
-    pub(crate) fn wants_udp(&self, port: u16) -> bool {
-        self.udp_ports.binary_search(&port).is_ok()
+    /// Returns the rules that are kept, and one for each UDP port of the configuration: UDP appears by rules only.
+    fn port_rules(&self, file: &RegistryFile) -> Vec<hostel_relay::PortRule> {
+        let mut rules: Vec<hostel_relay::PortRule> =
+            file.port_rules.get().rules().iter().map(rule).collect();
+        let ruled: BTreeSet<u16> = rules
+            .iter()
+            .filter(|r| r.distro.is_none() && r.protocol == hostel_relay::Protocol::Udp)
+            .filter_map(|r| r.port)
+            .collect();
+        let more = self.udp_ports.iter().filter(|p| !ruled.contains(p));
+        rules.extend(more.map(|port| hostel_relay::PortRule {
+            distro: None,
+            port: Some(*port),
+            protocol: hostel_relay::Protocol::Udp,
+            action: hostel_relay::RuleAction::Same,
+        }));
+        rules
+    }
+
+    /// Returns the UDP ports that the guest is to tell of.
+    pub(crate) fn udp_watched(&self, file: &RegistryFile) -> BTreeSet<u16> {
+        let mut ports: BTreeSet<u16> = self.udp_ports.iter().copied().collect();
+        for rule in file.port_rules.get().rules() {
+            match (rule.protocol, rule.action, rule.port) {
+                (Transport::Tcp, _, _) | (Transport::Udp, Placement::Off, _) => {}
+                (Transport::Udp, Placement::Same | Placement::Remap, 0) => {
+                    ports.extend(1..=u16::MAX)
+                }
+                (Transport::Udp, Placement::Same | Placement::Remap, port) => {
+                    ports.insert(port);
+                }
+            }
+        }
+        ports
     }
 }
 
@@ -304,13 +338,18 @@ mod tests {
             port_rules: crate::state::PortRules::try_from(rules).unwrap().into(),
             ..RegistryFile::default()
         };
-        let relay = read("[hostel]\nrelayListen=0.0.0.0").0;
+        let relay = read("[hostel]\nrelayListen=0.0.0.0\nudpPorts=53,67-69").0;
         assert_eq!(relay.exposed().len(), 1);
+        // UDP appears by rules only; the one that is kept goes before the configuration's.
+        let watched: Vec<u16> = relay.udp_watched(&file).into_iter().collect();
+        assert_eq!(watched, [53, 67, 68, 69]);
         let relay = relay.relay(&file, None);
         assert_eq!(relay.rules[0].protocol, hostel_relay::Protocol::Udp);
         assert_eq!(
             relay.rules[1].action,
             hostel_relay::RuleAction::Remap(Some(8080))
         );
+        let more: Vec<_> = relay.rules[2..].iter().filter_map(|r| r.port).collect();
+        assert_eq!(more, [67, 68, 69]);
     }
 }

@@ -83,6 +83,7 @@ pub(crate) fn plan(net: &Net) -> NetworkPlan {
     NetworkPlan {
         record: Some(record()),
         settings: net.settings.lock().unwrap().clone(),
+        ipv6: false,
         warnings: Vec::new(),
     }
 }

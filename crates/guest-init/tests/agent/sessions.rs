@@ -1,89 +1,16 @@
-//! The agent without a VM: the test is the daemon, over unix sockets, and commands run in this machine's own namespaces.
-
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and shows what commands said"
-)]
+//! Sessions, and the calls about the machine as a whole.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::Duration;
 
 use hostel_model::{ErrorCode, Token};
-use hostel_proto::limits::{CONTROL_PORT, STREAM_PORT};
 use hostel_proto::v1::{self, StreamKind, agent_client::AgentClient, session_event::Event};
-use hostel_testkit::{Need, require};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// The daemon's side, and the agent as a child that ends with the test.
-struct Host {
-    agent: Child,
-    control: UnixListener,
-    streams: UnixListener,
-    client: AgentClient<Channel>,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // It may have ended already, which is as good.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
-/// Starts an agent; `None`, with a visible line, where sessions cannot be.
-async fn host(test: &str) -> Option<Host> {
-    require(test, Need::Root)?;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("host");
-    let socket =
-        |port| UnixListener::bind(PathBuf::from(format!("{}_{port}", path.display()))).unwrap();
-    let (control, streams) = (socket(CONTROL_PORT), socket(STREAM_PORT));
-    let agent = Command::new(env!("CARGO_BIN_EXE_init"))
-        .arg("agent")
-        .arg("--connect")
-        .arg(&path)
-        .spawn()
-        .unwrap();
-    let client = accept(&control).await;
-    Some(Host {
-        agent,
-        control,
-        streams,
-        client,
-        _dir: dir,
-    })
-}
-
-async fn accept(control: &UnixListener) -> AgentClient<Channel> {
-    let (stream, _) = timeout(LIMIT, control.accept())
-        .await
-        .expect("the agent dials")
-        .unwrap();
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        let stream = stream
-            .take()
-            .ok_or_else(|| std::io::Error::other("there is only one connection"));
-        std::future::ready(stream)
-    });
-    AgentClient::new(
-        Endpoint::from_static("http://agent")
-            .connect_with_connector(connector)
-            .await
-            .unwrap(),
-    )
-}
+use crate::host::{Host, LIMIT, accept, host};
 
 /// A session as the daemon sees it.
 struct Session {

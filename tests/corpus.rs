@@ -61,6 +61,11 @@ fn vsock_packets() {
 }
 
 #[test]
+fn names() {
+    run("dns", Vec::new());
+}
+
+#[test]
 fn configuration_files() {
     run("wslconf", Vec::new());
 }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use hostel_wslconf::{
-    DistributionConf, EditError, FileKind, MachineConf, Warning, WslConf, clean_hostname,
-    host_entries, hosts_text, remove, resolv_conf_text, set,
+    DistributionConf, EditError, FileKind, MachineConf, NetworkingMode, Warning, WslConf,
+    clean_hostname, host_entries, hosts_text, remove, resolv_conf_text, set,
 };
 
 /// Takes a value, a NUL, and a text (or only a text): reads the text as each of the files, sets a key to the value and
@@ -28,6 +28,11 @@ pub fn wslconf(bytes: &[u8]) {
             let (mut conf, warnings) = MachineConf::parse(t, kind);
             let host = hostel_model::Bytes::gib(8);
             assert!(conf.memory_for(host) <= host && conf.processors_for(4).0 <= 4);
+            let (mode, notes) = conf.networking();
+            let mirrored = NetworkingMode::Mirrored;
+            assert!(mode != mirrored && mode != NetworkingMode::Bridged);
+            assert!(conf.wsl2.networking_mode != mirrored || !notes.is_empty());
+            assert!(!notes.concat().chars().any(char::is_control), "{notes:?}");
             let line = std::mem::take(&mut conf.wsl2.kernel_command_line);
             (Some(line).filter(|l| !l.is_empty()), conf, warnings)
         });

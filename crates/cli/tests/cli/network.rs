@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use hostel_model::{ErrorCode, Failure};
 use hostel_proto::v1;
+use hostel_testkit::{Need, require};
 
 use crate::support::{Fake, Running, Script, read_until, texts};
 
@@ -393,4 +394,47 @@ fn the_helper_explains_itself() {
         assert!(err.contains("hint: sudo /"), "{err}");
     }
     assert_eq!(fake.calls("greet"), 0, "it needs no daemon");
+}
+
+/// In a mount namespace with an empty /usr/local, which is all that is changed.
+#[test]
+fn the_helper_is_installed_and_removed() {
+    let test = "the_helper_is_installed_and_removed";
+    let needs = [
+        Need::Root,
+        Need::Program("unshare"),
+        Need::Program("getcap"),
+    ];
+    if needs.iter().any(|need| require(test, *need).is_none()) {
+        return;
+    }
+    let fake = Fake::new(Script::default());
+    let program = fake.dir.path().join("hostel-net");
+    fs_err::copy("/bin/true", &program).unwrap();
+    let script = "set -e; mount --make-rprivate /; mount -t tmpfs -o mode=755 none /usr/local\n\
+         SUDO_GID=27 \"$0\" net helper install\n\
+         getcap /usr/local/libexec/hostel/hostel-net; stat -c '%u %g %a' /usr/local/libexec/hostel/hostel-net\n\
+         \"$0\" net helper\n\
+         \"$0\" net helper uninstall; \"$0\" net helper; ls /usr/local/libexec";
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_hostel"))
+        .env("HOSTEL_NET_PROGRAM", &program)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let (code, out, err) = texts(&Running::start(&mut command).finish());
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(
+        out.contains("hostel-net cap_net_bind_service,cap_net_admin=ep\n0 27 750\n"),
+        "{out}"
+    );
+    assert!(out.contains("state   usable\n"), "{out}");
+    assert!(out.ends_with("helper  not installed\n"), "{out}");
+    assert!(
+        err.contains("and nothing else")
+            && err.contains("to remove it: sudo hostel net helper uninstall"),
+        "{err}"
+    );
 }

@@ -97,3 +97,155 @@ fn holds(source: firewall::Source, peer: IpAddr) -> bool {
     // A shift by all 128 bits is no shift.
     (network ^ peer).checked_shr(host_bits).unwrap_or(0) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use hostel_model::DistroId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn listener(protocol: Protocol, distro: Option<DistroId>, port: u16) -> GuestListener {
+        GuestListener {
+            distro,
+            distro_name: String::new(),
+            room: None,
+            protocol,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            port,
+            dual_stack: false,
+            pid: 0,
+            process: String::new(),
+        }
+    }
+
+    fn protocols() -> impl Strategy<Value = Protocol> {
+        prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
+    }
+
+    fn actions() -> impl Strategy<Value = RuleAction> {
+        prop_oneof![
+            Just(RuleAction::Same),
+            Just(RuleAction::Off),
+            prop::option::of(1_u16..).prop_map(RuleAction::Remap),
+        ]
+    }
+
+    proptest! {
+        /// The whole table, against the sentence that describes it: from the most special place to the least, the first
+        /// with a rule decides.
+        #[test]
+        fn the_most_special_rule_decides(
+            forwarding in prop::bool::weighted(0.9),
+            ignored in prop::collection::vec(1_u16..5, 0..2),
+            rules in prop::collection::vec(
+                (prop::option::of(0_usize..2), prop::option::of(1_u16..5), protocols(), actions()), 0..8),
+            protocol in protocols(),
+            distro in prop::option::of(0_usize..2),
+            port in 1_u16..5,
+        ) {
+            let ids = [DistroId::new_random(), DistroId::new_random()];
+            let settings = Settings {
+                forwarding,
+                ignored_ports: ignored.clone(),
+                rules: rules.iter().map(|&(d, port, protocol, action)| PortRule {
+                    distro: d.map(|d| ids[d]), port, protocol, action,
+                }).collect(),
+                ..Settings::default()
+            };
+            let decision = decide(&listener(protocol, distro.map(|d| ids[d]), port), &settings);
+
+            let of = |d: Option<usize>, p: Option<u16>| {
+                let exact = |r: &&(Option<usize>, Option<u16>, Protocol, RuleAction)| {
+                    (r.0, r.1, r.2) == (d, p, protocol)
+                };
+                rules.iter().rev().find(exact).map(|r| r.3)
+            };
+            let mut places = vec![(None, Some(port)), (None, None)];
+            if distro.is_some() {
+                places = vec![(distro, Some(port)), (None, Some(port)), (distro, None), (None, None)];
+            }
+            let rule = places.into_iter().find_map(|(d, p)| of(d, p));
+            if !forwarding || ignored.contains(&port) {
+                prop_assert!(matches!(decision, Decision::Off(_)));
+            } else {
+                match (rule, protocol) {
+                    (Some(RuleAction::Off), _) | (None, Protocol::Udp) => {
+                        prop_assert!(matches!(decision, Decision::Off(_)));
+                    }
+                    (Some(RuleAction::Remap(to)), _) => prop_assert_eq!(decision, Decision::Remap(to)),
+                    (Some(RuleAction::Same), _) | (None, Protocol::Tcp) => {
+                        prop_assert_eq!(decision, Decision::Same);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_network_holds_what_begins_alike(network: u128, peer: u128, bits in 0_u8..=128) {
+            let source = firewall::Source { address: Ipv6Addr::from_bits(network).into(), bits };
+            let alike = (0..u32::from(bits)).all(|i| (network ^ peer) >> (127 - i) & 1 == 0);
+            prop_assert_eq!(holds(source, Ipv6Addr::from_bits(peer).into()), alike);
+        }
+    }
+
+    #[test]
+    fn the_search_for_a_port_begins_where_people_look() {
+        for (port, first) in [
+            (80, 8080),
+            (443, 8443),
+            (22, 8022),
+            (1023, 9023),
+            (3000, 3001),
+        ] {
+            assert_eq!(near(port), first);
+        }
+        assert_eq!(near(65535), 1024);
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides_and_none_is_no() {
+        use firewall::{Action, Protocol as Kind, Rule, Source};
+        let rule = |action, protocol, ports, source: Option<(&str, u8)>| Rule {
+            action,
+            protocol,
+            ports,
+            source: source.map(|(address, bits)| Source {
+                address: address.parse().unwrap(),
+                bits,
+            }),
+        };
+        let rules = [
+            rule(Action::Deny, Kind::Any, None, Some(("192.0.2.66", 32))),
+            rule(
+                Action::Allow,
+                Kind::Tcp,
+                Some((80, 90)),
+                Some(("192.0.2.0", 24)),
+            ),
+            rule(Action::Allow, Kind::Udp, None, None),
+            rule(Action::Allow, Kind::Icmp, None, None),
+        ];
+        for (protocol, port, peer, expected) in [
+            (Protocol::Tcp, 80, "192.0.2.1", true),
+            (Protocol::Tcp, 90, "192.0.2.255", true),
+            (Protocol::Tcp, 91, "192.0.2.1", false),
+            (Protocol::Tcp, 80, "192.0.3.1", false),
+            (Protocol::Tcp, 80, "192.0.2.66", false),
+            (Protocol::Tcp, 80, "2001:db8::1", false),
+            (Protocol::Udp, 9, "2001:db8::1", true),
+            (Protocol::Udp, 9, "192.0.2.66", false),
+        ] {
+            let admitted = admits(&rules, protocol, port, peer.parse().unwrap());
+            assert_eq!(admitted, expected, "{protocol} {port} {peer}");
+        }
+        assert!(!admits(
+            &[],
+            Protocol::Tcp,
+            80,
+            "192.0.2.1".parse().unwrap()
+        ));
+    }
+}

@@ -52,14 +52,10 @@ pub(super) async fn doctor(context: &Context) -> Result<u8, Trouble> {
     Ok(u8::from(bad))
 }
 
-/// Puts the daemon's checks in the place of ours of the same name, and the others behind.
+/// Puts the daemon's checks in the place of ours of the same name, and the others behind. It may have several of one name.
 fn merge(checks: &mut Vec<Check>, answers: Vec<Check>) {
-    for answer in answers {
-        match checks.iter_mut().find(|c| c.name == answer.name) {
-            Some(ours) => *ours = answer,
-            None => checks.push(answer),
-        }
-    }
+    checks.retain(|ours| answers.iter().all(|answer| answer.name != ours.name));
+    checks.extend(answers);
 }
 
 fn render(printer: &Printer, checks: &[Check]) -> String {
@@ -115,6 +111,7 @@ mod tests {
             vec![
                 host_checks::error("kvm", "hangs".into(), "use tcg"),
                 host_checks::ok("disks", "fine".into()),
+                host_checks::ok("disks", "two".into()),
             ],
         );
         let printer = Printer::new(
@@ -126,7 +123,7 @@ mod tests {
         );
         assert_eq!(
             render(&printer, &checks),
-            "ok       qemu   7.2\nerror    kvm    hangs\n                next: use tcg\nok       disks  fine\n"
+            "ok       qemu   7.2\nerror    kvm    hangs\n                next: use tcg\nok       disks  fine\nok       disks  two\n"
         );
     }
 }

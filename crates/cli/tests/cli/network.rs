@@ -103,7 +103,11 @@ fn net_set_stores_and_says_from_when_on_it_holds() {
     let (code, out, err) = texts(&fake.run(&["net", "set", "--subnet", "172.20.0.0/20"]));
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("subnet   172.20.0.0/20\n"), "{out}");
-    assert!(err.contains("until `hostel shutdown`"), "{err}");
+    assert!(
+        err.starts_with("stored: subnet 172.20.0.0/20; ")
+            && err.contains("until `hostel shutdown`"),
+        "{err}"
+    );
     fake.script(|s| s.vm_state = "off".into());
     let set = [
         "net",
@@ -114,7 +118,10 @@ fn net_set_stores_and_says_from_when_on_it_holds() {
         "172.20.0.1",
     ];
     let (_, _, err) = texts(&fake.run(&set));
-    assert!(err.contains("the machine's next start"), "{err}");
+    assert_eq!(
+        err,
+        "stored: gateway 172.20.0.1, address 172.20.4.4; it holds from the machine's next start on\n"
+    );
     let value = json(&fake, &["net", "set", "--reset"]);
     assert_eq!(value["status"]["address"], "172.20.4.4");
     assert!(fake.script(|s| s.calls.iter().any(|c| c.1.contains("reset: true"))));

@@ -1,5 +1,7 @@
 //! `hostel net set`.
 
+use std::net::Ipv4Addr;
+
 use hostel_proto::v1;
 
 use super::show;
@@ -10,24 +12,42 @@ use crate::{
     trouble::Trouble,
 };
 
-/// Changes the record, shows it, and says from when on it holds.
+/// Changes the record, and says from when on it holds.
 pub(super) async fn set(context: &Context, args: NetSetArgs) -> Result<(), Trouble> {
-    let text = |value: Option<std::net::Ipv4Addr>| value.map(|v| v.to_string()).unwrap_or_default();
-    let mut daemon = connect::connect(&context.paths).await?;
-    let reply = Daemon::answer(daemon.api.network_set(v1::NetworkSetRequest {
+    let text = |value: Option<Ipv4Addr>| value.map(|v| v.to_string()).unwrap_or_default();
+    let request = v1::NetworkSetRequest {
         subnet: args.subnet.unwrap_or_default(),
         gateway: text(args.gateway),
         address: text(args.address),
         reset: args.reset,
-    }))
-    .await?;
-    show::print(context, &reply)?;
+    };
+    let stored = told(&request);
+    let mut daemon = connect::connect(&context.paths).await?;
+    let reply = Daemon::answer(daemon.api.network_set(request)).await?;
     let status = Daemon::answer(daemon.api.status(v1::StatusRequest {})).await?;
-    let runs = status.vm.is_some_and(|vm| vm.state != "off");
-    context.printer.say(if runs {
-        "stored; the machine keeps its present addresses until `hostel shutdown`"
+    show::print(context, &reply)?;
+    let holds = if status.vm.is_some_and(|vm| vm.state != "off") {
+        "; the machine, and what is shown here, keeps its present addresses until `hostel shutdown`"
     } else {
-        "stored; holds from the machine's next start on"
-    });
+        "; it holds from the machine's next start on"
+    };
+    context.printer.say(&format!("stored: {stored}{holds}"));
     Ok(())
+}
+
+/// Says what was asked for.
+fn told(request: &v1::NetworkSetRequest) -> String {
+    if request.reset {
+        return "addresses are chosen anew".to_owned();
+    }
+    [
+        ("subnet", &request.subnet),
+        ("gateway", &request.gateway),
+        ("address", &request.address),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(what, value)| format!("{what} {value}"))
+    .collect::<Vec<_>>()
+    .join(", ")
 }

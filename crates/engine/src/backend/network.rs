@@ -13,7 +13,7 @@ use hostel_wslconf::MachineConf;
 
 use crate::{
     hypervisor::NetworkPlan,
-    network::{Mode, NetworkSettings, NetworkSetup, Opener, record},
+    network::{HostNamesPlaces, Mode, NetworkSettings, NetworkSetup, Opener, record},
     registry::Registry,
 };
 
@@ -125,7 +125,7 @@ pub(super) async fn open(
         mtu: None,
         firewall: settings.firewall_rules(&registry.settings()),
         hostel_net: programs.hostel_net,
-        path: programs.path,
+        path: programs.path.clone(),
         record: record.clone(),
     };
     let (opened, kind) = match open_some(&wanted, settings.mode, &mut warnings).await {
@@ -157,6 +157,10 @@ pub(super) async fn open(
             },
             settings,
             opener: Arc::new(opener),
+            host_places: HostNamesPlaces {
+                path: programs.path,
+                ..HostNamesPlaces::default()
+            },
         }),
         why_none: String::new(),
         lasting: Some(lasting),
@@ -311,7 +315,12 @@ pub(super) async fn nic(backend: &dyn Backend) -> std::io::Result<(Nic, Vec<Owne
 fn netdev(spec: NetdevSpec) -> (Netdev, Vec<OwnedFd>) {
     match spec {
         NetdevSpec::Tap { fd } => (Netdev::Tap, vec![fd]),
-        NetdevSpec::Stream { fd } => (Netdev::Stream, vec![fd]),
+        NetdevSpec::Stream { fd, filter } => {
+            let filtered = filter.is_some();
+            let mut fds = vec![fd];
+            fds.extend(filter.into_iter().flat_map(|f| [f.out, f.back]));
+            (Netdev::Stream { filtered }, fds)
+        }
         NetdevSpec::User {
             net,
             host,

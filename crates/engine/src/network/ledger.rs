@@ -1,7 +1,5 @@
 //! The port ledger as the wire shows it.
 
-use std::sync::Arc;
-
 use hostel_model::DistroId;
 use hostel_proto::v1;
 use hostel_relay::{Entry, State};
@@ -56,7 +54,7 @@ impl Engine {
 
 impl Live {
     /// Passes the relay's changes on until it is closed.
-    pub(super) async fn follow_ledger(self: Arc<Self>) {
+    pub(super) async fn follow_ledger(&self) {
         let mut changed = self.relay.changed();
         loop {
             match self.engine.upgrade() {

@@ -12,13 +12,15 @@ use hostel_model::{DistroId, firewall::Source};
 use hostel_proto::v1;
 use hostel_relay::Relay;
 use hostel_switch::{Backend, NatRecord, Verdict};
+use hostel_wslconf::HostNames;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DnsMode, NetworkSettings, NetworkSetup, Opener,
+    DnsMode, HostNamesPlaces, NetworkSettings, NetworkSetup, Opener,
     connect::Wiring,
     guest::{guest_dns, message},
+    host_names::sweep,
     pause,
 };
 use crate::{
@@ -39,6 +41,7 @@ pub(crate) struct Live {
     pub(crate) settings: NetworkSettings,
     pub(crate) record: NatRecord,
     pub(super) verdicts: Vec<Verdict>,
+    pub(super) host_places: HostNamesPlaces,
     opener: Arc<dyn Opener>,
     wiring: Arc<Wiring>,
     pub(super) relay: Arc<Relay>,
@@ -49,6 +52,10 @@ pub(crate) struct Live {
     pub(super) udp: watch::Sender<BTreeSet<u16>>,
     /// What is wrong now, by what it is about.
     troubles: Mutex<BTreeMap<&'static str, String>>,
+    /// Whether the host's own names are ours to write; false from the end on.
+    pub(super) host_turn: tokio::sync::Mutex<bool>,
+    /// Cancelled when the end begins: what breaks from then on is meant to.
+    ending: CancellationToken,
 }
 
 impl std::fmt::Debug for Live {
@@ -66,6 +73,7 @@ impl Live {
             record,
             settings,
             dns,
+            host_places,
             opener,
         } = setup;
         let udp = settings.udp_watched(&engine.registry.settings());
@@ -81,14 +89,21 @@ impl Live {
             settings,
             record,
             verdicts,
+            host_places,
             opener,
             wiring,
             gateway: Mutex::default(),
             udp: watch::channel(udp).0,
             troubles: Mutex::default(),
+            host_turn: tokio::sync::Mutex::new(true),
+            ending: CancellationToken::new(),
         });
         for address in live.settings.exposed() {
             tracing::warn!(%address, "ports of the guest are open to other machines: relayListen");
+        }
+        if live.settings.host_names == HostNames::Off {
+            let (path, tag) = (live.host_places.hosts.clone(), live.record.id.clone());
+            engine.tasks.spawn_blocking(move || sweep(&path, &tag));
         }
         live.tell_names();
         live.serve_gateway().await;
@@ -110,12 +125,11 @@ impl Live {
         tasks.spawn(live.follow_backend(vm));
         let (live, vm) = both();
         tasks.spawn(live.follow_host(vm));
-        let (live, vm) = both();
-        tasks.spawn(live.follow_registry(vm));
-        let (live, vm) = both();
+        tasks.spawn(Arc::clone(self).follow_registry());
+        let live = Arc::clone(self);
         tasks.spawn(async move {
             tokio::select! {
-                () = vm.gone.cancelled() => {}
+                () = live.ending.cancelled() => {}
                 () = live.follow_ledger() => {}
             }
         });
@@ -199,7 +213,7 @@ impl Live {
             old.cancel();
         }
         let wanted = !matches!(self.settings.dns, DnsMode::Tunnel(_))
-            || self.settings.host_names == hostel_wslconf::HostNames::Resolved;
+            || self.settings.host_names == HostNames::Resolved;
         if !wanted {
             return;
         }
@@ -279,14 +293,15 @@ impl Live {
     }
 
     /// Follows names, rooms and rules of the registry.
-    async fn follow_registry(self: Arc<Self>, running: Arc<Running>) {
+    async fn follow_registry(self: Arc<Self>) {
         let Some(mut changes) = self.engine.upgrade().map(|e| e.registry.changes()) else {
             return;
         };
         loop {
             self.tell_names();
+            self.tell_host_names().await;
             tokio::select! {
-                () = running.gone.cancelled() => return,
+                () = self.ending.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
             }
         }
@@ -304,7 +319,7 @@ impl Live {
             }
             told = Some(now);
             tokio::select! {
-                () = running.gone.cancelled() => return,
+                () = self.ending.cancelled() => return,
                 changed = host.changed() => if changed.is_err() { return },
             }
         }
@@ -344,7 +359,8 @@ impl Live {
             }
         };
         tokio::select! {
-            () = running.gone.cancelled() => {}
+            biased;
+            () = self.ending.cancelled() => {}
             () = work => {}
         }
     }
@@ -374,6 +390,7 @@ impl Live {
                     self.apply_relay();
                     self.serve_gateway().await;
                     self.tell_names();
+                    self.tell_host_names().await;
                     self.configure(running).await;
                     tracing::info!(backend = self.backend().name(), "the network is open again");
                     self.say("backend", None);
@@ -390,12 +407,19 @@ impl Live {
 
     /// Ends everything; returns when nothing of it is left on the host.
     pub(crate) async fn close(&self) {
+        self.ending.cancel();
         let gateway = lock(&self.gateway).take();
         if let Some(gateway) = gateway {
             gateway.cancel();
         }
         let backend = self.backend();
-        let all = async { tokio::join!(self.relay.close(), backend.close()) };
+        let all = async {
+            tokio::join!(
+                self.relay.close(),
+                backend.close(),
+                self.forget_host_names()
+            )
+        };
         if tokio::time::timeout(CLOSE, all).await.is_err() {
             tracing::warn!("the network was not closed in {} s", CLOSE.as_secs());
         }

@@ -6,6 +6,7 @@
 mod connect;
 mod dns;
 mod guest;
+mod host_names;
 mod ledger;
 mod live;
 mod ports;
@@ -21,6 +22,7 @@ use futures_util::future::BoxFuture;
 use hostel_model::firewall::Rule;
 use hostel_switch::{Backend, NatRecord, Verdict};
 
+pub use self::host_names::HostNamesPlaces;
 pub use self::settings::{DnsMode, Mode, NetworkSettings};
 pub(crate) use self::{ledger::Ledger, live::Live, rooms::RoomPlan};
 
@@ -37,6 +39,8 @@ pub struct NetworkSetup {
     pub settings: NetworkSettings,
     /// Where names are looked up on the host.
     pub dns: hostel_dns::Settings,
+    /// Where the host's own names are.
+    pub host_places: HostNamesPlaces,
     /// Opens it again.
     pub opener: Arc<dyn Opener>,
 }

@@ -45,7 +45,7 @@ impl Live {
 }
 
 /// Returns the host's interface that holds the gateway.
-fn bridge(backend: &dyn Backend) -> String {
+pub(super) fn bridge(backend: &dyn Backend) -> String {
     let gateway = format!("{}/", backend.guest().gateway);
     backend
         .adapters()

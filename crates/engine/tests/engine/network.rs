@@ -715,6 +715,41 @@ async fn addresses_are_set_for_the_next_start() {
     engine.close(false).await;
 }
 
+/// `hostNames=hosts`: the host's file has the names while the VM runs, and not longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_file_has_the_names_while_the_vm_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hosts");
+    fs_err::write(&path, "127.0.0.1 localhost\n").unwrap();
+    let (house, _) = running_with(|h| {
+        h.world
+            .net
+            .host_places
+            .lock()
+            .unwrap()
+            .hosts
+            .clone_from(&path);
+        h.world.net.settings.lock().unwrap().host_names = hostel_wslconf::HostNames::Hosts;
+    })
+    .await;
+    let text = || fs_err::read_to_string(&path).unwrap();
+    eventually("the names", || text().contains("127.0.0.1\tdeb.hostel\n")).await;
+    house.engine.rename("deb", "trixie").await.unwrap();
+    eventually("the new name", || {
+        text().contains("trixie.hostel") && !text().contains("deb.hostel")
+    })
+    .await;
+    let reply = house.engine.manage(manage("alp", "own", "")).await.unwrap();
+    let local = reply.address.replacen("172", "127", 1);
+    eventually("the room's", || {
+        text().contains(&format!("{local}\talp.hostel\n"))
+    })
+    .await;
+    house.engine.shutdown(false).await.unwrap();
+    assert_eq!(text(), "127.0.0.1 localhost\n");
+    house.engine.close(false).await;
+}
+
 /// A question for the IPv4 address of a name of the house.
 fn question(number: u64, name: &str) -> v1::DnsQuery {
     let mut message = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];

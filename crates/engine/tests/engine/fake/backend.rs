@@ -13,7 +13,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use hostel_engine::{
     hypervisor::NetworkPlan,
-    network::{NetworkSettings, NetworkSetup, Opener},
+    network::{HostNamesPlaces, NetworkSettings, NetworkSetup, Opener},
 };
 use hostel_model::firewall::Rule;
 use hostel_switch::{Adapter, Backend, GuestNetwork, Kind, NatRecord, NetdevSpec, Verdict};
@@ -30,6 +30,7 @@ pub(crate) struct Net {
     pub(crate) settings: Mutex<NetworkSettings>,
     /// The host's resolv.conf.
     pub(crate) resolv_conf: Mutex<Option<PathBuf>>,
+    pub(crate) host_places: Mutex<HostNamesPlaces>,
     /// Opening it again fails so often.
     pub(crate) refusals: AtomicU32,
     pub(crate) opened: AtomicU32,
@@ -46,6 +47,10 @@ impl Default for Net {
             none: AtomicBool::new(false),
             settings: Mutex::default(),
             resolv_conf: Mutex::default(),
+            host_places: Mutex::new(HostNamesPlaces {
+                hosts: PathBuf::from("/nonexistent"),
+                path: std::ffi::OsString::new(),
+            }),
             refusals: AtomicU32::new(0),
             opened: AtomicU32::new(0),
             closed: AtomicU32::new(0),
@@ -110,6 +115,7 @@ pub(crate) fn setup(net: &Arc<Net>) -> Option<NetworkSetup> {
             hosts: nowhere,
             ..hostel_dns::Settings::default()
         },
+        host_places: net.host_places.lock().unwrap().clone(),
         opener: Arc::new(FakeOpener(Arc::clone(net))),
     })
 }

@@ -152,18 +152,19 @@ impl World {
                 if !copy.exists() {
                     fs_err::copy(program, &copy).unwrap();
                 }
-                // Killed with the script's process, as nothing in between forks.
+                // setpriv itself still has rights when it executes; what comes after does not.
+                let plain = dir.join("plain");
+                write_script(&plain, &format!("exec {} \"$@\"", copy.display()));
                 format!(
                     "[ -e {device} ] || mknod -m {mode} {device} c 10 200\n\
                      {enter} unshare --mount sh -c 'mount --bind {device} /dev/net/tun && \
                      exec setpriv --reuid 4711 --regid 4711 --clear-groups {} \"$@\"' sh \"$@\"",
-                    copy.display()
+                    plain.display()
                 )
             }
         };
         let path = dir.join(format!("start-{who:?}").replace([' ', '{', '}', ':'], ""));
-        fs_err::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
-        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, &line);
         path
     }
 
@@ -202,6 +203,12 @@ impl World {
             .trim()
             == "1"
     }
+}
+
+/// Writes a script that everybody may run.
+pub(crate) fn write_script(path: &Path, line: &str) {
+    fs_err::write(path, format!("#!/bin/sh\n{line}\n")).unwrap();
+    fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// The host's end of the VM's wire.

@@ -4,6 +4,7 @@
 //! blacklists of modprobe.d are not read: the machine has none.
 
 mod index;
+mod settle;
 
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -33,8 +34,9 @@ pub(crate) fn role(arguments: &[OsString]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // During the kernel's own start there is no modules disk; its questions then are answered at once.
-    let index = match Index::open(&modules::release_directory()) {
+    let directory = modules::release_directory();
+    settle::wait_for_modules(&directory);
+    let index = match Index::open(&directory) {
         Ok(index) => index,
         Err(error) => {
             if !request.quiet {

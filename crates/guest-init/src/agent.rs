@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -85,6 +86,7 @@ async fn run(dialer: Dialer) {
     let state = State::new(dialer.clone());
     let tasks = TaskTracker::new();
     if matches!(dialer, Dialer::Vsock(_)) {
+        allow_descriptors();
         if let Err(error) = network::loopback_up() {
             say_error("network", &error);
         }
@@ -98,6 +100,19 @@ async fn run(dialer: Dialer) {
             () = state.power_off.cancelled() => return,
             () = serve_once(&dialer, events.as_ref(), &state) => {}
         }
+    }
+}
+
+/// Lets the agent have as many descriptors as the kernel allows: each connection into the guest holds two. Distributions
+/// have limits of their own.
+fn allow_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        say_error("raising the limit of open files", &error);
     }
 }
 

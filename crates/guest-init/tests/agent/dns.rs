@@ -179,7 +179,7 @@ async fn questions_are_carried_from_inside_and_ignored_from_outside() {
         assert_eq!((answer.len(), &answer[..2]), (1200, &QUESTION[..2]));
     }
     // The way there and back works: it is the question that is not answered.
-    let reaches = guest.outside.sh("ping -c1 -W5 10.255.255.254");
+    let reaches = guest.outside.sh("ping -n -c1 -W5 10.255.255.254");
     if require(test, Need::Program("ping")).is_some() {
         reaches.unwrap();
     }

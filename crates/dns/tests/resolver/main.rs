@@ -9,3 +9,4 @@ mod common;
 mod files;
 mod forward;
 mod gateway;
+mod libc;

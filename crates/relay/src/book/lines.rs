@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use rustix::io::Errno;
 
 use super::{Book, Claim, Known, Place, PortKey, Scope, port::Trouble};
-use crate::{Entry, GuestListener, State};
+use crate::{Entry, GuestListener, Protocol, State};
 
 /// Returns the ledger: by owner, protocol and port.
 pub(super) fn entries(book: &Book) -> Vec<Entry> {
@@ -145,10 +145,7 @@ fn placed(book: &Book, known: &Known, key: PortKey, claim: Claim) -> Line {
                 SocketAddr::new(other.address, other.port),
             ));
             line.next_step = if other.distro == listener.distro || listener.distro.is_none() {
-                format!(
-                    "give port {} another port of the host with a rule",
-                    listener.port
-                )
+                format!("move it: {}", command(listener))
             } else {
                 format!(
                     "give one of the two a room of its own: hostel manage {} --network own",
@@ -211,19 +208,26 @@ fn remedy(book: &Book, listener: &GuestListener, trouble: &Trouble) -> String {
         .unwrap_or_default();
     match (trouble.error, &trouble.holder) {
         (Errno::ADDRINUSE, Some(holder)) if holder.process.is_some() => {
-            format!(
-                "end {holder}, or give port {} another port of the host with a rule{direct}",
-                listener.port
-            )
+            format!("end {holder}, or move it: {}{direct}", command(listener))
         }
         (Errno::ADDRINUSE | Errno::ACCESS, _) => {
-            format!(
-                "give port {} another port of the host with a rule{direct}",
-                listener.port
-            )
+            format!("move it: {}{direct}", command(listener))
         }
         _ => String::new(),
     }
+}
+
+/// Returns the command that gives a listener another port of the host.
+fn command(listener: &GuestListener) -> String {
+    let udp = match listener.protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => "--udp ",
+    };
+    let distro = match listener.distro_name.as_str() {
+        "" => String::new(),
+        name => format!("--distro {name} "),
+    };
+    format!("hostel ports set {udp}{distro}{} remap", listener.port)
 }
 
 fn place_name(scope: Scope) -> String {

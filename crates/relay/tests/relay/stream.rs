@@ -244,9 +244,9 @@ fn a_guest_that_refuses_is_a_reset_and_is_told() {
     let relay = relay(Settings::default());
     relay.reset(vec![to.clone()]);
     let changed = relay.changed();
-    let mut client = connect(AT).unwrap();
-    let error = client.read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    // As early as while it connects.
+    let error = connect(AT).and_then(|mut client| client.read(&mut [0]));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
     until(&relay, |e| {
         e[0].reason.contains("Connection refused") && e[0].reason.contains("1 failed")
     });

@@ -35,7 +35,11 @@ fn a_taken_port_names_its_holder_and_is_had_when_it_is_free() {
         let me = format!("is used by process {} (", std::process::id());
         let line = until(&relay, |e| e[0].reason.contains(&me)).remove(0);
         is_at(&line, State::Waiting, &[]);
-        assert!(line.next_step.contains("end process"), "{line:#?}");
+        let step = "or move it: hostel ports set --distro debian 3000 remap";
+        assert!(
+            line.next_step.starts_with("end process") && line.next_step.ends_with(step),
+            "{line:#?}"
+        );
         drop(holder);
         let line = until(&relay, |e| e[0].state == State::Forwarded).remove(0);
         is_at(&line, State::Forwarded, &["127.0.0.1:3000", "[::1]:3000"]);

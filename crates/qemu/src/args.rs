@@ -201,7 +201,10 @@ impl Args {
         }
         self.opts("-netdev", opts);
         if netdev.filtered() {
-            for (id, &fd) in FILTER_SOCKETS.into_iter().zip(fds) {
+            for (id, &fd) in FILTER_SOCKETS
+                .into_iter()
+                .zip(&fds[netdev.own_descriptors()..])
+            {
                 self.add_chardev(&ChardevSocket { id, fd });
             }
             let mut opts = Opts::new("filter-redirector").put("id", FILTER_ID);
@@ -355,7 +358,7 @@ mod tests {
             qmp: 11,
             console: 12,
             lifecycle: 13,
-            nic: vec![14, 15],
+            nic: vec![14, 15, 16],
         };
         command_line(config, &fds)
             .into_iter()
@@ -415,24 +418,13 @@ mod tests {
         let nic = config.nic.as_mut().unwrap();
         nic.netdev = Netdev::Tap;
         assert_eq!(switches(&config), "-netdev tap,id=net0,fd=14");
-        config.nic.as_mut().unwrap().netdev = Netdev::Stream;
+        config.nic.as_mut().unwrap().netdev = Netdev::Stream { filtered: true };
         assert_eq!(
             switches(&config),
-            "-netdev stream,id=net0,addr.type=fd,addr.str=14"
+            "-netdev stream,id=net0,addr.type=fd,addr.str=14 \
+             -chardev socket,id=filter-out,fd=15 -chardev socket,id=filter-back,fd=16 \
+             -object filter-redirector,id=filter0,netdev=net0,queue=rx,outdev=filter-out,indev=filter-back"
         );
-        let Some(Netdev::User { filtered, .. }) =
-            config.nic.as_mut().map(|nic| &mut nic.netdev).map(|n| {
-                *n = example().nic.unwrap().netdev;
-                n
-            })
-        else {
-            panic!("the example has QEMU's own network");
-        };
-        *filtered = true;
-        let got = switches(&config);
-        let want = "-chardev socket,id=filter-out,fd=14 -chardev socket,id=filter-back,fd=15 \
-            -object filter-redirector,id=filter0,netdev=net0,queue=rx,outdev=filter-out,indev=filter-back";
-        assert!(got.ends_with(want), "{got}");
     }
 
     #[test]

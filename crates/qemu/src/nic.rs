@@ -15,6 +15,9 @@ pub(crate) const FILTER_ID: &str = "filter0";
 pub(crate) const FILTER_SOCKETS: [&str; 2] = ["filter-out", "filter-back"];
 
 /// What stands behind the network card.
+///
+/// A filter's descriptors are two connected stream sockets, which come after the others: first the one that QEMU writes
+/// frames to, then the one that it reads them back from, in the form of [`Netdev::Stream`].
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub enum Netdev {
@@ -30,15 +33,16 @@ pub enum Netdev {
         dns: String,
         /// IPv6, if the guest gets it as well.
         ipv6: Option<UserIpv6>,
-        /// What the guest sends takes a way through a filter: two descriptors of stream sockets, first the one that QEMU
-        /// writes frames to, then the one that it reads them back from; each frame after its length, four bytes,
-        /// big-endian.
+        /// What the guest sends takes a way through a filter: two more descriptors.
         filtered: bool,
     },
     /// A tap: one descriptor. Whether its frames have a virtio-net header, and so the offloads, QEMU asks the tap.
     Tap,
-    /// A stream socket: one descriptor, frames as in a filter's.
-    Stream,
+    /// A connected stream socket: one descriptor; each frame after its length, four bytes, big-endian.
+    Stream {
+        /// What the guest sends takes a way through a filter: two more descriptors.
+        filtered: bool,
+    },
 }
 
 /// IPv6 of the user-mode network.
@@ -62,15 +66,23 @@ pub struct Nic {
 impl Netdev {
     /// Returns how many descriptors it takes.
     pub fn descriptors(&self) -> usize {
+        self.own_descriptors() + usize::from(self.filtered()) * FILTER_SOCKETS.len()
+    }
+
+    /// Returns how many of them are not a filter's.
+    pub(crate) fn own_descriptors(&self) -> usize {
         match self {
-            Self::User { filtered, .. } => usize::from(*filtered) * 2,
-            Self::Tap | Self::Stream => 1,
+            Self::User { .. } => 0,
+            Self::Tap | Self::Stream { .. } => 1,
         }
     }
 
     /// Tells whether there is a filter.
     pub(crate) fn filtered(&self) -> bool {
-        matches!(self, Self::User { filtered: true, .. })
+        matches!(
+            self,
+            Self::User { filtered: true, .. } | Self::Stream { filtered: true }
+        )
     }
 
     /// Returns QEMU's type and the properties, dots in names standing for objects in objects. `fds` are the names or numbers
@@ -102,7 +114,7 @@ impl Netdev {
                 ("user", list)
             }
             Self::Tap => ("tap", vec![("fd", fd())]),
-            Self::Stream => (
+            Self::Stream { .. } => (
                 "stream",
                 vec![("addr.type", json!("fd")), ("addr.str", fd())],
             ),
@@ -144,7 +156,7 @@ mod tests {
     fn a_netdev_is_described_to_the_monitor() {
         let fds = ["nic-fd-0".to_owned()];
         assert_eq!(
-            Netdev::Stream.arguments(&fds),
+            Netdev::Stream { filtered: true }.arguments(&fds),
             json!({ "type": "stream", "id": "net0", "addr": { "type": "fd", "str": "nic-fd-0" } })
         );
         assert_eq!(
@@ -163,6 +175,7 @@ mod tests {
             filtered: true,
         };
         assert_eq!(user.descriptors(), 2);
+        assert_eq!(Netdev::Stream { filtered: true }.descriptors(), 3);
         assert_eq!(
             user.arguments(&[]),
             json!({

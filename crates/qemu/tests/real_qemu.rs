@@ -389,7 +389,7 @@ async fn the_network_card_is_replaced_while_the_guest_runs() {
     };
     let patience = Duration::from_secs(60);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    f.config.nic = Some(nic(Netdev::Stream));
+    f.config.nic = Some(nic(Netdev::Stream { filtered: false }));
     let mut options = f.options();
     options.nic.push(theirs.into());
     let machine = Machine::launch(f.config.clone(), options).await.unwrap();
@@ -415,7 +415,11 @@ async fn the_network_card_is_replaced_while_the_guest_runs() {
         );
         let (ours, theirs) = UnixStream::pair().unwrap();
         machine
-            .replace_nic(&nic(Netdev::Stream), vec![theirs.into()], patience)
+            .replace_nic(
+                &nic(Netdev::Stream { filtered: false }),
+                vec![theirs.into()],
+                patience,
+            )
             .await
             .unwrap();
         closed(out).await;
@@ -450,7 +454,11 @@ async fn the_network_card_is_replaced_while_the_guest_runs() {
     assert_eq!(networks(&machine).await.trim(), "");
     let (_ours, theirs) = UnixStream::pair().unwrap();
     machine
-        .replace_nic(&nic(Netdev::Stream), vec![theirs.into()], patience)
+        .replace_nic(
+            &nic(Netdev::Stream { filtered: false }),
+            vec![theirs.into()],
+            patience,
+        )
         .await
         .unwrap();
     assert!(networks(&machine).await.contains("type=stream"));
@@ -463,7 +471,7 @@ async fn a_start_takes_the_descriptors_of_its_card() {
     };
     f.config.nic = Some(Nic {
         mac: "52:54:00:12:34:56".into(),
-        netdev: Netdev::Stream,
+        netdev: Netdev::Stream { filtered: false },
     });
     let error = Machine::launch(f.config.clone(), f.options())
         .await

@@ -2,6 +2,8 @@
 
 mod bridged;
 mod open;
+mod passt;
+mod sentences;
 mod slirp;
 
 use std::{
@@ -18,10 +20,7 @@ use futures_util::future::BoxFuture;
 use hostel_model::firewall::Rule;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-pub use self::{
-    open::{OpenError, open, probe},
-    slirp::Slirp,
-};
+pub use self::open::{OpenError, open, probe};
 use crate::{MacAddress, NatRecord};
 
 /// The backends, best first.
@@ -173,6 +172,8 @@ pub enum NetdevSpec {
     Stream {
         /// QEMU's end.
         fd: OwnedFd,
+        /// A filter for what the guest sends; `None`: nothing is filtered.
+        filter: Option<FilterSpec>,
     },
     /// QEMU's user-mode network.
     User {
@@ -269,6 +270,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Takes everything away and waits until it is gone. May be called again.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// The answer of those that have no way in.
+fn unreached<T>() -> io::Result<T> {
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this network has no way into the guest",
+    ))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod advice;
 mod backend;
+mod filter;
 mod host;
 mod nat;
 mod prefix;
@@ -13,7 +14,7 @@ mod programs;
 pub use self::{
     backend::{
         Adapter, Backend, FilterSpec, GuestIpv6, GuestNetwork, Kind, NetdevSpec, OpenError, Opened,
-        ParseKindError, Slirp, Verdict, Wanted, open, probe,
+        ParseKindError, Verdict, Wanted, open, probe,
     },
     host::{Host, Taken},
     nat::{MacAddress, NatError, NatRecord, NoFreeSubnet, ParseMacError},

@@ -69,7 +69,10 @@ impl Machine {
         }
         qmp.netdev_add(nic.netdev.arguments(names)).await?;
         if nic.netdev.filtered() {
-            for (socket, name) in FILTER_SOCKETS.into_iter().zip(names) {
+            for (socket, name) in FILTER_SOCKETS
+                .into_iter()
+                .zip(&names[nic.netdev.own_descriptors()..])
+            {
                 qmp.chardev_add_fd(socket, name).await?;
             }
             let mut properties = json!({});

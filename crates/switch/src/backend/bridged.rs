@@ -27,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted};
+use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{Host, MacAddress, NatRecord, advice, error_chain, programs};
 
 /// The way out of the namespace is there after some 100 ms; this is for a machine that is very busy.
@@ -486,26 +486,21 @@ impl Backend for Bridged {
     }
 
     fn reach(&self) -> Vec<String> {
-        let record = &self.record;
-        let (guest, gateway) = (record.address, record.gateway);
+        let (guest, gateway) = (self.record.address, self.record.gateway);
         let mut reach = Vec::new();
         if self.is_own() {
-            reach.push("The VM reaches the internet through pasta: TCP, UDP, and ping where the host's ping_group_range has your group.".to_owned());
-            reach.push(host_sentence(self.host));
-            reach.push(format!(
-                "Other programs of the host have no route to {guest}: they use the ports on 127.0.0.1 and ::1."
-            ));
-            reach.push("A distribution with an address of its own is reached at that address with its first number replaced by 127.".to_owned());
-            reach.push("Other machines do not reach the VM.".to_owned());
+            reach.push(sentences::outward("pasta"));
+            reach.push(sentences::host(self.host));
+            reach.extend(sentences::inward(guest));
         } else {
-            reach.push(format!("The host reaches the VM at {guest}, and distributions with an address of their own at theirs."));
-            reach.push(format!("The VM reaches the host at {gateway}."));
             reach.push(
                 "The VM reaches the internet with the host's address, all protocols.".to_owned(),
             );
+            reach.push(sentences::host_at_gateway(gateway));
+            reach.push(format!("The host reaches the VM at {guest}, and distributions with an address of their own at theirs."));
             reach.push("Other machines reach the VM only where the firewall's rules allow it (`hostel net firewall`).".to_owned());
         }
-        reach.push(loopback_sentence(self.host_loopback.then_some(gateway)));
+        reach.push(sentences::loopback(self.host_loopback.then_some(gateway)));
         reach
     }
 
@@ -534,27 +529,5 @@ impl Backend for Bridged {
             }
         }
         .boxed()
-    }
-}
-
-/// Says where the guest reaches the host when the gateway is not the host.
-pub(super) fn host_sentence(host: Option<Ipv4Addr>) -> String {
-    match host {
-        Some(address) => format!(
-            "The VM reaches the host at the host's own address, now {address}, and not at the gateway's."
-        ),
-        None => "The host has no address of its own now at which the VM could reach it.".to_owned(),
-    }
-}
-
-/// Says whether the host's loopback is open.
-pub(super) fn loopback_sentence(gateway: Option<Ipv4Addr>) -> String {
-    match gateway {
-        Some(gateway) => format!(
-            "Services that listen on the host's 127.0.0.1 only are open to the VM at {gateway}, because `hostAddressLoopback` says so."
-        ),
-        None => {
-            "Services that listen on the host's 127.0.0.1 only are closed to the VM.".to_owned()
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backend, Kind, Opened, Slirp, Verdict, Wanted, bridged};
+use super::{Backend, Kind, Opened, Verdict, Wanted, bridged, passt, slirp};
 
 /// No backend could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,8 @@ fn kinds(wanted: &Wanted) -> Vec<Kind> {
 
 async fn probe_one(kind: Kind, wanted: &Wanted) -> Result<String, String> {
     match kind {
-        Kind::Slirp => Ok("QEMU has it built in".to_owned()),
-        Kind::Passt => Err("not in this build".to_owned()),
+        Kind::Slirp => Ok(slirp::probe()),
+        Kind::Passt => passt::probe(wanted).await,
         Kind::Root | Kind::Rootless => {
             let wanted = wanted.clone();
             tokio::task::spawn_blocking(move || bridged::probe(kind, &wanted))
@@ -78,8 +78,8 @@ async fn probe_one(kind: Kind, wanted: &Wanted) -> Result<String, String> {
 
 async fn open_one(kind: Kind, wanted: &Wanted) -> Result<Arc<dyn Backend>, String> {
     match kind {
-        Kind::Slirp => Ok(Arc::new(Slirp::new(wanted, "QEMU has it built in"))),
-        Kind::Passt => Err("not in this build".to_owned()),
+        Kind::Slirp => Ok(Arc::new(slirp::open(wanted).await)),
+        Kind::Passt => Ok(Arc::new(passt::open(wanted).await?)),
         Kind::Root | Kind::Rootless => Ok(Arc::new(bridged::open(kind, wanted).await?)),
     }
 }

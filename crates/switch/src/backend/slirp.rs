@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Mutex, PoisonError},
 };
 
 use futures_util::{
@@ -12,40 +13,85 @@ use futures_util::{
 use hostel_model::firewall::Rule;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted};
-use crate::NatRecord;
+use super::{
+    Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, unreached,
+};
+use crate::{
+    Host, NatRecord,
+    filter::{self, Filter, Policy},
+};
 
-/// The largest packet of an ordinary network.
-const MTU: u32 = 1500;
+/// What IPv6 wants at least.
+const LEAST_MTU: u32 = 1280;
 
 /// QEMU's user-mode network: works for everyone and everywhere, at a fifth to a half of a tap's speed.
 ///
 /// Only the VM can open connections; other processes of the host have no route to it.
 #[derive(Debug)]
-pub struct Slirp {
+pub(super) struct Slirp {
     record: NatRecord,
     reason: String,
     ipv6: bool,
+    host_loopback: bool,
     mtu: u32,
+    /// The host's own address.
+    host: Option<Ipv4Addr>,
+    filter: Mutex<Option<Filter>>,
 }
 
-impl Slirp {
-    /// Prepares it.
-    pub fn new(wanted: &Wanted, reason: impl Into<String>) -> Self {
-        Self {
-            record: wanted.record.clone(),
-            reason: reason.into(),
-            ipv6: wanted.ipv6,
-            mtu: wanted.mtu.unwrap_or(MTU),
-        }
+/// Says why it can always be used.
+pub(super) fn probe() -> String {
+    "QEMU has it built in".to_owned()
+}
+
+/// Prepares it.
+pub(super) async fn open(wanted: &Wanted) -> Slirp {
+    // It works as well when the host cannot be read.
+    let host = tokio::task::spawn_blocking(Host::read).await;
+    let host = host.ok().and_then(Result::ok).unwrap_or_default();
+    Slirp {
+        record: wanted.record.clone(),
+        reason: probe(),
+        ipv6: wanted.ipv6,
+        host_loopback: wanted.host_loopback,
+        mtu: wanted.mtu.unwrap_or(host.mtu.max(LEAST_MTU)),
+        host: host.address,
+        filter: Mutex::new(None),
     }
 }
 
-fn unreached<T>() -> io::Result<T> {
-    Err(io::Error::new(
-        io::ErrorKind::Unsupported,
-        "the user-mode network has no way into the guest",
-    ))
+impl Slirp {
+    fn connection(&self) -> io::Result<NetdevSpec> {
+        let record = &self.record;
+        let filter = if self.host_loopback {
+            None
+        } else {
+            let (spec, filter) = filter::start(Policy {
+                subnet: record.subnet,
+                gateway: record.gateway,
+                gateway_is_host: false,
+                resolver: record.resolver(),
+                ipv6: self.ipv6.then(|| record.ipv6_network()),
+            })?;
+            // The former one ends.
+            *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = Some(filter);
+            Some(spec)
+        };
+        Ok(NetdevSpec::User {
+            net: record.subnet.to_string(),
+            host: record.gateway,
+            dhcpstart: record.address,
+            dns: record.resolver(),
+            // The host may have no IPv6, and slirp would announce it all the same: every connection would first wait.
+            ipv6: self.ipv6.then(|| {
+                (
+                    format!("{}/64", record.ipv6_network()),
+                    record.ipv6_gateway(),
+                )
+            }),
+            filter,
+        })
+    }
 }
 
 impl Backend for Slirp {
@@ -67,33 +113,18 @@ impl Backend for Slirp {
             mtu: self.mtu,
             dns: vec![record.resolver()],
             relay_address: None,
-            ipv6: self.ipv6.then(|| GuestIpv6 {
-                address: record.ipv6_address(),
-                prefix: 64,
-                gateway: record.ipv6_gateway(),
-            }),
+            ipv6: self.ipv6.then(|| GuestIpv6::of(record)),
             hide_rooms: false,
-            host: None::<Ipv4Addr>,
+            host: if self.host_loopback {
+                Some(record.gateway)
+            } else {
+                self.host
+            },
         }
     }
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
-        let record = &self.record;
-        let spec = NetdevSpec::User {
-            net: record.subnet.to_string(),
-            host: record.gateway,
-            dhcpstart: record.address,
-            dns: record.resolver(),
-            // The host may have no IPv6, and slirp would announce it all the same: every connection would first wait.
-            ipv6: self.ipv6.then(|| {
-                (
-                    format!("{}/64", record.ipv6_network()),
-                    record.ipv6_gateway(),
-                )
-            }),
-            filter: None,
-        };
-        future::ready(Ok(spec)).boxed()
+        future::ready(self.connection()).boxed()
     }
 
     fn reaches_guest(&self) -> bool {
@@ -134,7 +165,15 @@ impl Backend for Slirp {
     }
 
     fn reach(&self) -> Vec<String> {
-        Vec::new()
+        let mut reach = vec![
+            sentences::outward("QEMU's own network"),
+            sentences::host(self.host),
+        ];
+        reach.extend(sentences::inward(self.record.address));
+        reach.push(sentences::loopback(
+            self.host_loopback.then_some(self.record.gateway),
+        ));
+        reach
     }
 
     fn advice(&self) -> Vec<String> {
@@ -157,20 +196,23 @@ mod tests {
     #[tokio::test]
     async fn guest_and_qemu_are_told_the_same() {
         let wanted = crate::backend::tests::wanted();
-        let backend: Box<dyn Backend> = Box::new(Slirp::new(&wanted, "why not"));
+        let backend = super::open(&wanted).await;
         let guest = backend.guest();
         assert_eq!(
             (guest.address.to_string().as_str(), guest.prefix),
             ("172.19.132.144", 20)
         );
-        assert_eq!((backend.name(), backend.reason()), ("slirp", "why not"));
+        assert_eq!(
+            (backend.name(), backend.reason()),
+            ("slirp", "QEMU has it built in")
+        );
         let NetdevSpec::User {
             net,
             host,
             dhcpstart,
             dns,
             ipv6,
-            ..
+            filter,
         } = backend.netdev().await.unwrap()
         else {
             panic!("slirp is QEMU's user-mode network");
@@ -180,5 +222,12 @@ mod tests {
         assert_eq!((ipv6, guest.ipv6), (None, None));
         assert_eq!(guest.dns, [dns]);
         assert_ne!(dns, host, "slirp refuses one address for both");
+        assert!(filter.is_some(), "the host's loopback is closed");
+        let open = Wanted {
+            host_loopback: true,
+            ..wanted
+        };
+        let spec = super::open(&open).await.netdev().await.unwrap();
+        assert!(matches!(spec, NetdevSpec::User { filter: None, .. }));
     }
 }

@@ -106,6 +106,7 @@ impl Network {
         name(&routing, &link)?;
         // The host says what its addresses are, nobody else.
         let _ = set_interface(6, NAME, "accept_ra", "0");
+        use_at_once(NAME);
         let change = LinkChange {
             up: Some(true),
             mtu: self.mtu.filter(|mtu| *mtu != link.mtu),
@@ -196,6 +197,12 @@ pub(crate) fn set_interface(
 ) -> std::io::Result<()> {
     let path = format!("/proc/sys/net/ipv{family}/conf/{interface}/{setting}");
     fs_err::write(path, value)
+}
+
+/// Lets an interface use its IPv6 addresses at once: on these wires nobody else can have them. Without IPv6 there is nothing
+/// to set.
+pub(crate) fn use_at_once(interface: &str) {
+    let _ = set_interface(6, interface, "dad_transmits", "0");
 }
 
 /// Brings the loopback interface up (BOOT-6).

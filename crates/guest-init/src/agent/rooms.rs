@@ -77,6 +77,8 @@ struct State {
 struct Room {
     plan: Plan,
     netns: Arc<OwnedFd>,
+    /// Has more than a loopback: the machine had a network when it was made.
+    connected: bool,
 }
 
 impl Keeper {
@@ -159,19 +161,27 @@ impl Keeper {
 
     fn settle(&self, network: Network, card: u32) -> Result<(), RoomError> {
         let mut state = self.state();
-        let resized = network.mtu.filter(|mtu| {
-            let before = state.network.as_ref().and_then(|n| n.mtu);
-            before != Some(*mtu)
-        });
-        state.network = Some(network);
+        let before = state.network.as_ref();
+        let resized = network
+            .mtu
+            .filter(|mtu| before.and_then(|n| n.mtu) != Some(*mtu));
         state.card = Some(card);
-        for room in state.rooms.values() {
-            room.plan.announce(card)?;
-            if let Some(mtu) = resized {
-                room.plan.resize(&room.netns, mtu)?;
-            }
+        let mut outcome = Ok(());
+        for room in state.rooms.values().filter(|room| room.connected) {
+            // The ways into the rooms went with the address of the card before.
+            let opened = room
+                .plan
+                .open(&network)
+                .and_then(|()| room.plan.announce(card))
+                .and_then(|()| match resized {
+                    Some(mtu) => room.plan.resize(&room.netns, mtu),
+                    None => Ok(()),
+                });
+            // One that cannot be reached keeps none of the others from it.
+            outcome = outcome.and(opened);
         }
-        state.write_filter()
+        state.network = Some(network);
+        state.write_filter().and(outcome)
     }
 
     fn make(&self, id: &str, wanted: &v1::Room) -> Result<PathBuf, RoomError> {
@@ -191,6 +201,7 @@ impl Keeper {
         let room = Room {
             plan: plan.clone(),
             netns: netns.clone(),
+            connected: state.network.is_some(),
         };
         state.rooms.insert(id.to_owned(), room);
         if let Err(error) = state.connect(id, &plan, &netns) {
@@ -292,7 +303,7 @@ impl State {
         plan.connect(id, netns, self.mtu(&network)?)?;
         self.write_filter()?;
         plan.furnish(netns, &network)?;
-        plan.open()?;
+        plan.open(&network)?;
         match self.card {
             Some(card) => plan.announce(card),
             None => Ok(()),

@@ -13,7 +13,7 @@ use hostel_sys::namespace;
 
 use super::RoomError;
 use crate::agent::netns::within;
-use crate::agent::network::{NAME, Network, set_interface};
+use crate::agent::network::{NAME, Network, set_interface, use_at_once};
 
 /// What the alias of a room's outer interface begins with; the distribution's id follows.
 pub(super) const ALIAS: &str = "hostel room ";
@@ -82,6 +82,7 @@ impl Plan {
         let inside = move || -> Result<(), NetlinkError> {
             let routing = Routing::connect()?;
             let index = index(&routing, NAME)?;
+            use_at_once(NAME);
             routing.set_link(index, true)?;
             let own = Prefix::new(plan.address, length).unwrap_or(Prefix::host(plan.address));
             routing.add_address(index, own)?;
@@ -101,7 +102,7 @@ impl Plan {
     }
 
     /// Opens the outside: the interface comes up and the machine knows the way.
-    pub(super) fn open(&self) -> Result<(), RoomError> {
+    pub(super) fn open(&self, network: &Network) -> Result<(), RoomError> {
         let routing = routing()?;
         let index = index(&routing, &self.link).map_err(at("find the room's interface"))?;
         let set = |family, setting, value| {
@@ -111,11 +112,14 @@ impl Plan {
         set(4, "rp_filter", "1")?;
         set(4, "proxy_arp", "1")?;
         answer_at_once(4, &self.link).map_err(RoomError::Setting)?;
+        use_at_once(&self.link);
         routing
             .set_link(index, true)
             .map_err(at("bring the room's interface up"))?;
+        // The machine speaks to a room as itself, not as one of the addresses on its loopback.
+        let way = Route::direct(Prefix::host(self.address), index);
         routing
-            .replace_route(&Route::direct(Prefix::host(self.address), index))
+            .replace_route(&way.from(network.address.address))
             .map_err(at("set the way into the room"))?;
         if let Some(address) = self.address6 {
             let gateway = Prefix::new(GATEWAY_6, 64).expect("64 of 128 bits");

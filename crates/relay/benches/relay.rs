@@ -13,7 +13,7 @@
 use std::{
     env,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
@@ -23,6 +23,12 @@ use std::{
 use futures_util::future::BoxFuture;
 use hostel_relay::{
     Connector, GuestDatagrams, GuestListener, GuestStream, Protocol, Relay, Settings, State,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream as AsyncStream,
+    runtime::{Builder, Runtime},
 };
 
 /// The "guest" has another address of loopback, so that both have the same ports.
@@ -144,12 +150,17 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Waits until the other side has said that nothing follows.
-fn end(mut stream: TcpStream) {
-    let _ = stream.shutdown(Shutdown::Write);
-    while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
 }
 
+/// Waits until the other side has said that nothing follows.
+async fn end(mut stream: AsyncStream) {
+    let _ = stream.shutdown().await;
+    while matches!(stream.read(&mut [0; 64]).await, Ok(1..)) {}
+}
+
+/// Both ends are event-driven programs, as most that are used through a relay.
 fn server() -> io::Result<()> {
     let bulk = TcpListener::bind((GUEST, BULK))?;
     thread::spawn(move || {
@@ -161,15 +172,20 @@ fn server() -> io::Result<()> {
             });
         }
     });
+    let runtime = runtime()?;
     for port in ECHO {
-        let echo = TcpListener::bind((GUEST, port))?;
-        thread::spawn(move || {
-            for mut stream in echo.incoming().flatten() {
-                let _ = stream.set_nodelay(true);
-                let mut byte = [0];
-                if stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {
-                    end(stream);
-                }
+        let echo = runtime.block_on(tokio::net::TcpListener::bind((GUEST, port)))?;
+        runtime.spawn(async move {
+            while let Ok((mut stream, _)) = echo.accept().await {
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    let mut byte = [0];
+                    if stream.read_exact(&mut byte).await.is_ok()
+                        && stream.write_all(&byte).await.is_ok()
+                    {
+                        end(stream).await;
+                    }
+                });
             }
         });
     }
@@ -182,7 +198,7 @@ struct Plain;
 impl Connector for Plain {
     fn tcp<'a>(&'a self, to: &'a GuestListener) -> BoxFuture<'a, io::Result<GuestStream>> {
         Box::pin(async move {
-            let stream = tokio::net::TcpStream::connect((to.address, to.port)).await?;
+            let stream = AsyncStream::connect((to.address, to.port)).await?;
             Ok(stream.into())
         })
     }
@@ -193,9 +209,7 @@ impl Connector for Plain {
 }
 
 fn relay() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let _runtime = runtime.enter();
     let relay = Relay::start(Arc::new(Plain), Settings::default());
     let listener = |port| GuestListener {
@@ -239,25 +253,22 @@ fn bulk(address: IpAddr) -> io::Result<()> {
 /// Says how many connections can be made, used for one byte each way, and closed in a second.
 fn connections(address: IpAddr) -> io::Result<()> {
     let start = Instant::now();
-    let clients = ECHO.map(|port| {
-        thread::spawn(move || {
-            let mut done = 0_u64;
-            while start.elapsed() < turn() {
-                let mut stream = TcpStream::connect(SocketAddr::new(address, port))?;
-                stream.set_nodelay(true)?;
-                stream.write_all(&[1])?;
-                stream.read_exact(&mut [0])?;
-                end(stream);
-                done += 1;
-            }
-            Ok::<_, io::Error>(done)
-        })
+    let clients = ECHO.map(|port| async move {
+        let mut done = 0_u64;
+        while start.elapsed() < turn() {
+            let mut stream = AsyncStream::connect((address, port)).await?;
+            stream.set_nodelay(true)?;
+            stream.write_all(&[1]).await?;
+            stream.read_exact(&mut [0]).await?;
+            end(stream).await;
+            done += 1;
+        }
+        Ok::<_, io::Error>(done)
     });
+    let runtime = runtime()?;
     let mut done = 0;
-    for client in clients {
-        done += client
-            .join()
-            .map_err(|_| io::Error::other("a client panicked"))??;
+    for client in clients.map(|client| runtime.spawn(client)) {
+        done += runtime.block_on(client)??;
     }
     say(done as f64 / start.elapsed().as_secs_f64())
 }

@@ -132,12 +132,7 @@ impl Gate {
 async fn accept(shared: Arc<Shared>, gate: Arc<Gate>) {
     let mut pause = Duration::ZERO;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shared.stop.cancelled() => return,
-            accepted = std::future::poll_fn(|cx| gate.poll_accept(cx)) => accepted,
-        };
-        match accepted {
+        match std::future::poll_fn(|cx| gate.poll_accept(cx)).await {
             None => return,
             Some(Ok((client, peer))) => {
                 pause = Duration::ZERO;

@@ -15,7 +15,7 @@ use futures_util::{
 };
 use hostel_bridge::{
     CallError, Client, Event, Ipv6, Mode, Network, Raised, Reply, Request, SpawnError, Up, Uplink,
-    descriptors,
+    descriptors, helper,
 };
 use hostel_model::firewall::Rule;
 use hostel_netlink::Routing;
@@ -128,16 +128,40 @@ fn program(kind: Kind, wanted: &Wanted) -> Result<(PathBuf, Mode), String> {
             .ok_or_else(|| format!("there is no program `{}`", program.display()))
     };
     if kind == Kind::Root {
-        if rustix::process::geteuid().is_root() {
+        let program = if rustix::process::geteuid().is_root() {
             tun()?;
-            return Ok((own()?, Mode::Host));
-        }
-        return Err("needs root or the installed helper; see `hostel net helper`".to_owned());
+            own()?
+        } else {
+            // It opens the device with rights of its own.
+            installed_helper()?
+        };
+        return Ok((program, Mode::Host));
     }
     tun()?;
     let pasta = programs::find("pasta", &wanted.path).ok_or("there is no program `pasta`")?;
     let mode = Mode::UserNamespace { pasta: Some(pasta) };
     Ok((own()?, mode))
+}
+
+/// Finds the helper that gives an ordinary user the host's own network.
+fn installed_helper() -> Result<PathBuf, String> {
+    let path = Path::new(helper::PATH);
+    let Some(found) = helper::installed(path) else {
+        return Err(
+            "needs root, or the helper: `sudo hostel net helper install` installs it".to_owned(),
+        );
+    };
+    if found.is_usable() {
+        return Ok(found.path);
+    }
+    let problem = match found.problems.first() {
+        Some(problem) => problem.clone(),
+        None => format!("you are not in its group {}", found.group),
+    };
+    Err(format!(
+        "the helper `{}` cannot be used: {problem}; `sudo hostel net helper install` puts it right",
+        found.path.display()
+    ))
 }
 
 /// Taps come from here; `pasta` hangs when it cannot be opened.
@@ -153,7 +177,7 @@ fn tun() -> Result<(), String> {
                 || e.to_string(),
                 |errno| io::Error::from(errno).kind().to_string(),
             );
-            format!("`{path}` cannot be opened: {why}; see `hostel net helper`")
+            format!("`{path}` cannot be opened: {why}; `sudo hostel net helper install` gives taps without it")
         })
 }
 

@@ -70,7 +70,7 @@ Environment:
   HOSTEL_HOME          state directory [default: $XDG_DATA_HOME/hostel or ~/.local/share/hostel]
   HOSTEL_RUNTIME_DIR   sockets and logs [default: $XDG_RUNTIME_DIR/hostel, /run/user/UID/hostel or /tmp/hostel-UID]
   HOSTELD              program to start as the daemon [default: hosteld beside hostel, then in PATH]
-  HOSTEL_NET_PROGRAM   program for the network [default: hostel-net beside hosteld, then in PATH]
+  HOSTEL_NET_PROGRAM   program for the host's network [default: hostel-net beside hosteld]
   WSLENV               variables to take along, NAME[/FLAGS] separated by colons, as in WSL
   NO_COLOR             print without colour when set and not empty";
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{HelperArgs, HelperVerb},
-    surroundings::{Context, find_program, is_executable, variable},
+    surroundings::{Context, is_executable, variable},
     text::Facts,
     trouble::Trouble,
 };
@@ -132,25 +132,26 @@ fn caller() -> Option<u32> {
     (group != 0).then_some(group)
 }
 
-/// Finds `hostel-net` where the daemon would: as the environment says, beside this program, in PATH.
+/// Finds `hostel-net` where the daemon does: as the environment says, or in the places beside this program.
 fn program() -> Result<PathBuf, Failure> {
     let named = variable("HOSTEL_NET_PROGRAM")
         .filter(|v| !v.is_empty())
         .map(PathBuf::from);
     let beside = || {
         let exe = std::env::current_exe().ok()?;
-        Some(exe.parent()?.join("hostel-net")).filter(|p| is_executable(p))
+        let dir = exe.parent()?;
+        [dir.to_owned(), dir.join("../lib/hostel")]
+            .map(|dir| dir.join("hostel-net"))
+            .into_iter()
+            .find(|p| is_executable(p))
     };
-    named
-        .or_else(beside)
-        .or_else(|| find_program("hostel-net"))
-        .ok_or_else(|| {
-            Failure::new(
-                ErrorCode::ToolMissing,
-                "cannot find `hostel-net`, neither beside this program nor in PATH",
-            )
-            .hint("install it beside hostel, or set HOSTEL_NET_PROGRAM to its path")
-        })
+    named.or_else(beside).ok_or_else(|| {
+        Failure::new(
+            ErrorCode::ToolMissing,
+            "cannot find `hostel-net` beside this program",
+        )
+        .hint("install it there, or set HOSTEL_NET_PROGRAM to its path")
+    })
 }
 
 fn not_done(error: &InstallError, words: &str) -> Trouble {

@@ -13,6 +13,6 @@ pub mod server;
 
 pub use client::{CallError, Client, Done, Mode, Outcome, Raised, SpawnError, descriptors, raised};
 pub use protocol::{
-    Event, Ipv6, MAX_MESSAGE, MAX_RULES, Message, Network, Numbered, Refusal, RefusalCode, Reply,
-    Request, Status, Up, Uplink, VERSION,
+    Event, Ipv6, MAX_MESSAGE, Message, Network, Numbered, Refusal, RefusalCode, Reply, Request,
+    Status, Up, Uplink, VERSION,
 };

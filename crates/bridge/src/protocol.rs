@@ -11,9 +11,6 @@ pub const VERSION: u32 = 1;
 /// The longest packet in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-/// The most firewall rules.
-pub const MAX_RULES: usize = 256;
-
 /// A request with the number by which its reply is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,7 +118,8 @@ pub struct Up {
     /// A resolver will listen on port 53 of the gateway ([`Request::ListenDns`]): `host_loopback` leaves that port alone.
     #[serde(default)]
     pub gateway_dns: bool,
-    /// Who may open connections to the guest from outside; at most [`MAX_RULES`].
+    /// Who may open connections to the guest from outside; at most
+    /// [`hostel_model::firewall::MAX_RULES`].
     #[serde(default)]
     pub firewall: Vec<Rule>,
 }

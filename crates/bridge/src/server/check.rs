@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use hostel_model::firewall::{Protocol, Rule};
+use hostel_model::firewall::{MAX_RULES, Rule};
 
-use crate::protocol::{Ipv6, MAX_RULES, Network, Refusal, RefusalCode, Up};
+use crate::protocol::{Ipv6, Network, Refusal, RefusalCode, Up};
 
 /// Lengths of subnets' prefixes.
 const BITS: std::ops::RangeInclusive<u8> = 12..=26;
@@ -83,24 +83,8 @@ pub(super) fn rules(rules: &[Rule]) -> Result<(), Refusal> {
         ));
     }
     for (number, rule) in (1..).zip(rules) {
-        if let Some((first, last)) = rule.ports {
-            if rule.protocol == Protocol::Icmp {
-                return invalid(format!("rule {number} has ports, and ICMP has none"));
-            }
-            if first == 0 || first > last {
-                return invalid(format!(
-                    "rule {number}: {first}-{last} is not a range of ports"
-                ));
-            }
-        }
-        if let Some(source) = rule.source {
-            let most = if source.address.is_ipv4() { 32 } else { 128 };
-            if source.bits > most {
-                return invalid(format!(
-                    "rule {number}: {}/{} is not a network",
-                    source.address, source.bits
-                ));
-            }
+        if let Err(error) = rule.validate() {
+            return invalid(format!("rule {number}: {error}"));
         }
     }
     Ok(())
@@ -131,7 +115,7 @@ fn invalid<T>(message: String) -> Result<T, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hostel_model::firewall::{Action, Source};
+    use hostel_model::firewall::{Action, Protocol, Source};
 
     fn network(address: [u8; 4], bits: u8) -> Network {
         let address = address.into();

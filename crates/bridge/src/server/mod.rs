@@ -11,6 +11,7 @@ mod network;
 mod rules;
 mod serve;
 mod sockets;
+mod surroundings;
 mod sysctl;
 mod uplink;
 

@@ -1,36 +1,24 @@
 //! The network itself: made, kept as it was made, and taken down.
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::{io, net::Ipv4Addr, os::fd::OwnedFd};
 
 use hostel_model::firewall::Rule;
 use hostel_netlink::{
-    Bridge, Link, LinkChange, Prefix, Routing,
+    Bridge, LinkChange, Prefix, Routing,
     nft::{Fingerprint, Nft, Table},
 };
 use hostel_sys::tap;
-use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock},
-    io::Errno,
-};
 
 use super::{
     fail::OrRefuse,
     forwarding,
     mark::{Mark, Owner},
-    rules, sysctl,
+    rules, surroundings, sysctl,
 };
 use crate::protocol::{Refusal, RefusalCode, Up};
 
 /// More networks of ours than anybody has on one host.
 const MOST: u32 = 1000;
-/// Another server holds the lock for milliseconds.
-const LOCK: Duration = Duration::from_secs(5);
-
 /// The kernel's tables, reached from inside one network namespace.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -79,9 +67,9 @@ impl Network {
         up: Up,
         host_loopback: Ipv4Addr,
     ) -> Result<(Self, OwnedFd), Refusal> {
-        let _lock = lock();
-        clean_orphans(kernel)?;
-        collisions(&kernel.routing, &up)?;
+        let _lock = surroundings::lock();
+        surroundings::clean_orphans(kernel)?;
+        surroundings::collisions(&kernel.routing, &up)?;
         let mark = Mark {
             owner: Owner::myself().or_refuse("cannot find out who I am")?,
             duties: forwarding::wanted(&kernel.routing, up.ipv6.is_some())?,
@@ -289,7 +277,7 @@ impl Network {
 
     /// Removes everything, as far as it goes; returns what could not be removed.
     pub(super) fn take_down(self, kernel: &Kernel) -> Vec<Refusal> {
-        let _lock = lock();
+        let _lock = surroundings::lock();
         self.remove(kernel)
     }
 
@@ -304,7 +292,7 @@ impl Network {
             duties.merge(mark.duties);
         }
         for name in [&self.tap, &self.name] {
-            failures.extend(delete_link(routing, name).err());
+            failures.extend(surroundings::delete_link(routing, name).err());
         }
         let table = kernel.nft.delete(&self.name);
         failures.extend(
@@ -356,104 +344,10 @@ fn occupied(name: &str) -> Refusal {
     )
 }
 
-/// Removes what servers left that were killed, and puts right what they had changed.
-fn clean_orphans(kernel: &Kernel) -> Result<(), Refusal> {
-    let routing = &kernel.routing;
-    let marked = forwarding::ours(routing).or_refuse("cannot list the interfaces")?;
-    for (link, mark) in marked.iter().filter(|(_, mark)| mark.is_orphan()) {
-        delete_link(routing, &format!("{}-tap", link.name))?;
-        delete_link(routing, &link.name)?;
-        forwarding::settle(routing, mark.duties.clone())?;
-    }
-    // A table stays behind its bridge when somebody removed the bridge of a server that had been killed.
-    let links = routing.links().or_refuse("cannot list the interfaces")?;
-    let tables = kernel.nft.tables().or_refuse("cannot list the tables")?;
-    for table in tables {
-        let in_use = |link: &Link| link.name == table.name;
-        if forwarding::is_name(&table.name) && !links.iter().any(in_use) {
-            kernel
-                .nft
-                .delete(&table.name)
-                .or_refuse(format_args!("cannot remove the table `{}`", table.name))?;
-        }
-    }
-    Ok(())
-}
-
-/// Refuses a subnet that meets a network which is there already (NAT-6).
-fn collisions(routing: &Routing, up: &Up) -> Result<(), Refusal> {
-    let mut wanted = vec![Prefix::from(up.subnet)];
-    wanted.extend(up.ipv6.map(|v6| Prefix {
-        address: v6.prefix.into(),
-        length: 64,
-    }));
-    let routes = routing.routes().or_refuse("cannot list the routes")?;
-    let addresses = routing.addresses().or_refuse("cannot list the addresses")?;
-    let links = routing.links().or_refuse("cannot list the interfaces")?;
-    let on = |index: u32| {
-        links
-            .iter()
-            .find(|link| link.index == index)
-            .map_or_else(String::new, |link| format!(" on `{}`", link.name))
-    };
-    let taken = routes
-        .iter()
-        // Ways to (nearly) everything, such as a VPN's two halves, are no networks.
-        .filter(|route| route.destination.length >= 4)
-        .map(|route| (route.destination, "the route to", route.index))
-        .chain(addresses.iter().map(|a| (a.prefix, "the address", a.index)));
-    for (prefix, what, index) in taken {
-        for wanted in &wanted {
-            if wanted.contains(prefix.address) || prefix.contains(wanted.address) {
-                return Err(Refusal::new(
-                    RefusalCode::Collision,
-                    format!("{wanted} meets {what} {prefix}{}", on(index)),
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn delete_link(routing: &Routing, name: &str) -> Result<(), Refusal> {
-    let what = || format!("cannot remove `{name}`");
-    match routing.link(name).or_refuse(what())? {
-        None => Ok(()),
-        Some(link) => match routing.delete_link(link.index) {
-            Err(error) if !error.is_missing() => Err(error).or_refuse(what()),
-            _ => Ok(()),
-        },
-    }
-}
-
 /// Says why there is no tap.
 pub(super) fn no_tun(error: &io::Error) -> Refusal {
     Refusal::new(
         RefusalCode::NoTun,
         format!("cannot open `{}`: {error}", tap::DEVICE),
     )
-}
-
-/// Keeps other servers of this network namespace from making and removing at the same time, while it is held.
-///
-/// The lock is on the namespace itself. Anyone may take it, so it is not waited for without end; without it, two servers
-/// that start in the same instant may disagree about who switches forwarding off.
-fn lock() -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace = rustix::fs::open("/proc/self/ns/net", flags, Mode::empty()).ok()?;
-    let deadline = Instant::now() + LOCK;
-    loop {
-        match flock(&namespace, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Some(namespace),
-            Err(Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {
-                let pause = rustix::time::Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 5_000_000,
-                };
-                // Locks of files cannot be waited for with a deadline.
-                let _ = rustix::event::poll(&mut [], Some(&pause));
-            }
-            Err(_) => return None,
-        }
-    }
 }

@@ -35,9 +35,24 @@ fn raw(world: &World) -> (OwnedFd, Child) {
 }
 
 fn hear(socket: &OwnedFd) -> String {
+    receive(socket).0
+}
+
+fn receive(socket: &OwnedFd) -> (String, Vec<OwnedFd>) {
     let mut buffer = vec![0; MAX_MESSAGE + 1];
-    let (length, _) = fdpass::recv(socket, &mut buffer).unwrap();
-    String::from_utf8_lossy(&buffer[..length]).into_owned()
+    let (length, fds) = fdpass::recv(socket, &mut buffer).unwrap();
+    (String::from_utf8_lossy(&buffer[..length]).into_owned(), fds)
+}
+
+/// Has a network made; its tap is there as long as the descriptor is.
+fn up(socket: &OwnedFd) -> Vec<OwnedFd> {
+    let up = serde_json::to_string(&wanted()).unwrap();
+    let request = format!(r#"{{"id":1,"request":{{"up":{up}}}}}"#);
+    fdpass::send(socket, request.as_bytes(), &[]).unwrap();
+    let (answer, tap) = receive(socket);
+    assert!(answer.contains("hostel0-tap"), "{answer}");
+    assert_eq!(tap.len(), 1);
+    tap
 }
 
 #[test]
@@ -50,9 +65,7 @@ fn requests_that_are_none_are_refused_and_the_network_stays() {
         fdpass::send(&socket, text.as_bytes(), &[]).unwrap();
         hear(&socket)
     };
-    let up = serde_json::to_string(&wanted()).unwrap();
-    let answer = ask(&format!(r#"{{"id":1,"request":{{"up":{up}}}}}"#));
-    assert!(answer.contains("hostel0-tap"), "{answer}");
+    let _tap = up(&socket);
     for bad in [
         r#"{"id":2,"request":"sing"}"#,
         r#"{"id":2,"request":{"up":{}}}"#,
@@ -87,10 +100,7 @@ fn a_client_that_speaks_nonsense_loses_its_network() {
         &long,
     ] {
         let (socket, mut child) = raw(&world);
-        let up = serde_json::to_string(&wanted()).unwrap();
-        let up = format!(r#"{{"id":1,"request":{{"up":{up}}}}}"#);
-        fdpass::send(&socket, up.as_bytes(), &[]).unwrap();
-        assert!(hear(&socket).contains("hostel0-tap"));
+        let _tap = up(&socket);
         fdpass::send(&socket, nonsense, &[]).unwrap();
         let last = hear(&socket);
         assert!(

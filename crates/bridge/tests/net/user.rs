@@ -266,6 +266,26 @@ fn a_host_without_a_network_is_told_and_the_rest_works() {
 }
 
 #[test]
+fn the_hosts_address_may_change() {
+    let Some(world) = world("user::the_hosts_address_may_change") else {
+        return;
+    };
+    let (client, _events, _tap) = up(&world, large());
+    let vm = vm(&client);
+    let web = listen(&world.internet, (SERVER, 80));
+    talk(&vm, (SERVER, 80), &web);
+    world
+        .host
+        .sh(
+            "ip addr flush dev up0 scope global; ip addr add 198.51.100.77/24 dev up0; \
+             ip route add default via 198.51.100.1",
+        )
+        .unwrap();
+    let peer = talk(&vm, (SERVER, 80), &web);
+    assert_eq!(peer.ip(), Ipv4Addr::new(198, 51, 100, 77));
+}
+
+#[test]
 fn without_the_device_for_taps_it_says_so_at_once() {
     let Some(world) = world("user::without_the_device_for_taps_it_says_so_at_once") else {
         return;

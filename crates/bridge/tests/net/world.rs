@@ -343,7 +343,7 @@ pub(crate) fn event(events: &mpsc::Receiver<Event>, wanted: impl Fn(&Event) -> b
         match events.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(event) if wanted(&event) => return event,
             Ok(other) => seen.push(other),
-            Err(_) => panic!("the event did not come, only {seen:?}"),
+            Err(error) => panic!("{error}: only {seen:?} came"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is known of the listeners, and what changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,7 +40,11 @@ struct Entry {
 
 /// All listeners that the host was told of.
 #[derive(Debug, Default)]
-pub(super) struct Table(BTreeMap<Key, Entry>);
+pub(super) struct Table {
+    entries: BTreeMap<Key, Entry>,
+    /// What the last look found, as it found it: most looks find the same.
+    last: Vec<(Key, Bound)>,
+}
 
 /// Differences that the host is to be told.
 #[derive(Debug, Default, PartialEq)]
@@ -54,13 +58,20 @@ impl Table {
     /// differences and the sockets that are new.
     pub(super) fn update(
         &mut self,
-        found: impl IntoIterator<Item = (Key, Bound)>,
+        found: Vec<(Key, Bound)>,
         mut distro: impl FnMut(&Bound) -> String,
     ) -> (Changes, Vec<(Key, Bound)>) {
+        if found == self.last {
+            return Default::default();
+        }
         let mut now: BTreeMap<Key, Bound> = BTreeMap::new();
-        for (key, bound) in found {
+        for (key, bound) in found.iter().cloned() {
             // Several sockets may share an address (SO_REUSEPORT): the one that is known stays.
-            let known = |b: &Bound| self.0.get(&key).is_some_and(|e| e.bound.inode == b.inode);
+            let known = |b: &Bound| {
+                self.entries
+                    .get(&key)
+                    .is_some_and(|e| e.bound.inode == b.inode)
+            };
             match now.get(&key) {
                 Some(before) if known(before) || !known(&bound) => {}
                 _ => {
@@ -69,7 +80,7 @@ impl Table {
             }
         }
         let mut changes = Changes::default();
-        self.0.retain(|key, entry| {
+        self.entries.retain(|key, entry| {
             let stays = now.contains_key(key);
             if !stays {
                 changes.removed.push(listener(key, entry));
@@ -78,7 +89,7 @@ impl Table {
         });
         let mut new = Vec::new();
         for (key, bound) in now {
-            if self.0.get(&key).is_some_and(|e| e.bound == bound) {
+            if self.entries.get(&key).is_some_and(|e| e.bound == bound) {
                 continue;
             }
             let owner = Owner {
@@ -87,15 +98,16 @@ impl Table {
             };
             let entry = Entry { bound, owner };
             changes.added.push(listener(&key, &entry));
-            self.0.insert(key.clone(), entry);
+            self.entries.insert(key.clone(), entry);
             new.push((key, bound));
         }
+        self.last = found;
         (changes, new)
     }
 
     /// Notes whose a listener is; `None` when that is no news, or the socket is another by now.
     pub(super) fn own(&mut self, key: &Key, inode: u32, owner: Owner) -> Option<v1::Listener> {
-        let entry = self.0.get_mut(key)?;
+        let entry = self.entries.get_mut(key)?;
         if entry.bound.inode != inode || entry.owner == owner {
             return None;
         }
@@ -105,22 +117,22 @@ impl Table {
 
     /// Lists the sockets of a process, by its pid in the machine.
     pub(super) fn of_process(&self, machine_pid: u32) -> Vec<(Key, Bound)> {
-        self.0
+        self.entries
             .iter()
             .filter(|(_, e)| e.owner.machine_pid == machine_pid)
             .map(|(key, e)| (key.clone(), e.bound))
             .collect()
     }
 
-    /// Returns the lowest pid in the machine above `after` that is known as an owner.
-    pub(super) fn next_process(&self, after: u32) -> Option<u32> {
-        let pids = self.0.values().map(|e| e.owner.machine_pid);
-        pids.filter(|pid| *pid > after).min()
+    /// Lists the owners by their pids in the machine, those above `after`, in order.
+    pub(super) fn processes_after(&self, after: u32) -> BTreeSet<u32> {
+        let pids = self.entries.values().map(|e| e.owner.machine_pid);
+        pids.filter(|pid| *pid > after).collect()
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 }
 
@@ -197,7 +209,7 @@ mod tests {
     }
 
     fn update(table: &mut Table, found: &[(Key, Bound)]) -> (Vec<u32>, Vec<u32>) {
-        let (changes, _) = table.update(found.iter().cloned(), |_| "d".to_owned());
+        let (changes, _) = table.update(found.to_vec(), |_| "d".to_owned());
         let ports = |l: Vec<v1::Listener>| l.iter().map(|l| l.port).collect();
         (ports(changes.added), ports(changes.removed))
     }
@@ -258,8 +270,8 @@ mod tests {
         assert_eq!((told.pid, told.process.as_str()), (5, "nginx"));
         assert!(table.own(&key, 10, owner.clone()).is_none());
         assert!(table.own(&key, 11, Owner::default()).is_none());
-        assert_eq!(table.next_process(0), Some(100));
-        assert_eq!(table.next_process(100), None);
+        assert_eq!(table.processes_after(0), BTreeSet::from([100]));
+        assert!(table.processes_after(100).is_empty());
         assert_eq!(table.of_process(100).len(), 1);
         // The owner stays while the socket does.
         assert_eq!(update(&mut table, &[(key, bound)]), (vec![], vec![]));

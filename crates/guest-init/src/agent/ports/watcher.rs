@@ -106,9 +106,10 @@ impl Watcher {
                 return;
             }
             if plan.next() <= Instant::now() {
-                let began = Instant::now();
+                let (began, spent) = (Instant::now(), processor_time());
                 let changes = self.look();
-                plan.looked(began, Instant::now());
+                let cost = processor_time().saturating_sub(spent);
+                plan.looked(began, cost, !changes.is_empty());
                 if self.tell(changes, std::mem::take(&mut first)).is_err() {
                     return;
                 }
@@ -286,11 +287,14 @@ impl Watcher {
 
     /// Looks after some processes: a server that became a daemon has left its socket to another.
     fn look_after(&mut self) {
-        for _ in 0..LOOKED_AFTER {
-            let Some(pid) = self.table.next_process(self.looked_after) else {
-                self.looked_after = 0;
-                return;
-            };
+        let pids = self
+            .table
+            .processes_after(self.looked_after)
+            .into_iter()
+            .take(LOOKED_AFTER);
+        // After the last one it begins anew.
+        self.looked_after = 0;
+        for pid in pids {
             self.looked_after = pid;
             if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
                 self.owners.ask(self.table.of_process(pid));
@@ -308,4 +312,13 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// Returns how long this thread has had a processor.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(
+        time.tv_sec.try_into().unwrap_or(0),
+        time.tv_nsec.try_into().unwrap_or(0),
+    )
 }

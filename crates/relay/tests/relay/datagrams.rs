@@ -34,7 +34,7 @@ fn settings() -> Settings {
 fn serve() {
     let socket = UdpSocket::bind(real(&port())).unwrap();
     thread::spawn(move || {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 16_000];
         while let Ok((n, peer)) = socket.recv_from(&mut buffer) {
             let mut answer = format!("{peer} ").into_bytes();
             answer.extend_from_slice(&buffer[..n]);
@@ -57,7 +57,7 @@ fn client(to: &str) -> UdpSocket {
 
 fn ask(socket: &UdpSocket, text: &str) -> (String, String) {
     socket.send(text.as_bytes()).unwrap();
-    let mut buffer = [0; 65_536];
+    let mut buffer = [0; 16_000];
     let n = socket.recv(&mut buffer).unwrap();
     let answer = std::str::from_utf8(&buffer[..n]).unwrap();
     let (peer, text) = answer.split_once(' ').unwrap();

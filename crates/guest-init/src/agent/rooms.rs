@@ -118,6 +118,10 @@ impl Keeper {
 
     /// Closes the room of a distribution, if it has one. Blocks for milliseconds.
     pub(crate) fn close(&self, id: &str) {
+        if self.rooms.get(id).is_none() {
+            // One that shares the network waits for nobody's room.
+            return;
+        }
         let mut state = self.state();
         let Some(room) = state.rooms.remove(id) else {
             return;

@@ -120,7 +120,7 @@ fn large_transfers_arrive_whole(bench: &Bench) {
 fn many_connections_at_once(bench: &Bench) {
     const MANY: u32 = 100;
     let line = format!(
-        "for i in $(seq {MANY}); do wget -T 60 -q -O /tmp/page.$i http://{INTERNET}/ & done; wait; \
+        "for i in $(seq {MANY}); do timeout 60 wget -q -O /tmp/page.$i http://{INTERNET}/ & done; wait; \
          cat /tmp/page.* | grep -o 'this is the internet' | wc -l; rm /tmp/page.*"
     );
     assert_eq!(bench.home.sh(SMALL, &line).ok(), MANY.to_string());

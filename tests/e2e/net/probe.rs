@@ -21,7 +21,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// Tells whether a page can be fetched inside a distribution.
 pub(crate) fn guest_fetches(home: &Home, distro: &str, address: SocketAddr) -> bool {
-    let line = format!("wget -T 3 -q -O - http://{address}/");
+    let line = format!("timeout 3 wget -q -O - http://{address}/");
     match answer(&home.sh(distro, &line)) {
         Some(text) => {
             assert_eq!(text, PAGE, "somebody else answers at {address}");
@@ -57,7 +57,7 @@ pub(crate) fn serve_in_guest(home: &Home, distro: &str, address: &str, port: u16
     } else {
         address
     };
-    let ready = format!("wget -T 3 -q -O - http://{local}:{port}/");
+    let ready = format!("timeout 3 wget -q -O - http://{local}:{port}/");
     until("the server in the guest answers", DEADLINE, || {
         (home.sh(distro, &ready).text() == distro).then_some(())
     })

@@ -85,7 +85,7 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
     })
     .unwrap();
     let guest_gets = |distro: &str, address: Ipv4Addr, port| {
-        let line = format!("wget -T 3 -q -O - http://{address}:{port}/ >/dev/null && echo yes");
+        let line = format!("timeout 3 wget -q -O - http://{address}:{port}/ >/dev/null && echo yes");
         home.sh(distro, &line).text() == "yes"
     };
     let http = at(internet(), servers::HTTP);

@@ -149,7 +149,7 @@ fn an_isolated_room_holds_against_its_root() {
     let gateway = net["status"]["gateway"].as_str().unwrap().to_owned();
     let tries = |target: &str| {
         let line =
-            format!("wget -T 3 -q -O - http://{target}/ >/dev/null && echo reached || echo no");
+            format!("timeout 3 wget -q -O - http://{target}/ >/dev/null && echo reached || echo no");
         home.sh("jail", &line).ok()
     };
     let own = address(&home, "jail");

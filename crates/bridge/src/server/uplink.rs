@@ -8,6 +8,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use hostel_netlink::Prefix;
@@ -34,6 +35,9 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 const BITS: u8 = 29;
 /// `pasta` sends what goes here to the host's 127.0.0.1, when it is allowed to.
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+
+/// `pasta` is ready after some 50 ms. A version of it that finds something missing may wait for ever instead of ending.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// As much as is read of what `pasta` said.
 const WORDS: u64 = 64 << 10;
@@ -71,6 +75,7 @@ pub(super) struct Remote {
     program: bool,
     number: u64,
     state: Uplink,
+    started: Instant,
 }
 
 impl Remote {
@@ -81,6 +86,7 @@ impl Remote {
             program,
             number: 0,
             state: Uplink::None,
+            started: Instant::now(),
         }
     }
 
@@ -111,16 +117,17 @@ impl Remote {
         });
         say(&self.socket, &order)?;
         self.state = Uplink::Starting;
+        self.started = Instant::now();
         Ok(())
     }
 
     /// Has it ended.
     pub(super) fn stop(&mut self) {
-        if self.state != Uplink::None {
+        if matches!(self.state, Uplink::Starting | Uplink::Ready) {
             // When nobody hears this, it has ended.
             let _ = say(&self.socket, &Order::Stop);
-            self.state = Uplink::None;
         }
+        self.state = Uplink::None;
     }
 
     /// Takes in news; whether the state changed.
@@ -131,7 +138,8 @@ impl Remote {
                 "the process outside the namespace has ended",
             )
         })?;
-        if number != self.number || self.state == Uplink::None {
+        // News of one that was stopped, or given up, are none.
+        if number != self.number || !matches!(self.state, Uplink::Starting | Uplink::Ready) {
             return Ok(false);
         }
         self.state = Uplink::Ended(how);
@@ -142,6 +150,14 @@ impl Remote {
     pub(super) fn notice(&mut self, kernel: &Kernel) -> bool {
         if self.state != Uplink::Starting {
             return false;
+        }
+        if self.started.elapsed() > PATIENCE {
+            self.stop();
+            self.state = Uplink::Ended(format!(
+                "pasta was not ready after {} seconds",
+                PATIENCE.as_secs()
+            ));
+            return true;
         }
         let Ok(Some(link)) = kernel.routing.link(INTERFACE) else {
             return false;

@@ -266,6 +266,24 @@ fn a_host_without_a_network_is_told_and_the_rest_works() {
 }
 
 #[test]
+fn a_way_out_that_never_gets_ready_is_given_up() {
+    let Some(world) = world("user::a_way_out_that_never_gets_ready_is_given_up") else {
+        return;
+    };
+    let waits = world.dir.path().join("waits");
+    write_script(&waits, "exec sleep 1000");
+    let mode = Mode::UserNamespace { pasta: Some(waits) };
+    let (client, events) = world.start(&mode, PLAIN);
+    let _raised = client.up(large()).unwrap();
+    assert_eq!(client.status().unwrap().uplink, Uplink::Starting);
+    let told = event_within(&events, DEADLINE * 3, |e| matches!(e, Event::Uplink(_)));
+    let Event::Uplink(Uplink::Ended(how)) = told else {
+        panic!("{told:?}");
+    };
+    assert!(how.contains("not ready"), "{how}");
+}
+
+#[test]
 fn the_hosts_address_may_change() {
     let Some(world) = world("user::the_hosts_address_may_change") else {
         return;

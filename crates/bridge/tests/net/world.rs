@@ -337,7 +337,16 @@ pub(crate) fn exchange(client: &mut TcpStream, listener: &TcpListener) -> Socket
 
 /// Waits for an event that is wanted; others before it are passed over.
 pub(crate) fn event(events: &mpsc::Receiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
-    let end = Instant::now() + DEADLINE;
+    event_within(events, DEADLINE, wanted)
+}
+
+/// The same with a deadline of its own.
+pub(crate) fn event_within(
+    events: &mpsc::Receiver<Event>,
+    deadline: Duration,
+    wanted: impl Fn(&Event) -> bool,
+) -> Event {
+    let end = Instant::now() + deadline;
     let mut seen = Vec::new();
     loop {
         match events.recv_timeout(end.saturating_duration_since(Instant::now())) {

@@ -97,6 +97,17 @@ impl Host {
         })
     }
 
+    /// Tells what to do when a network of the host has come into the way of the one in use, such as a VPN's; `None`: nothing
+    /// is in the way.
+    pub fn advice(&self, subnet: &Prefix) -> Option<String> {
+        self.collides(subnet).map(|taken| {
+            format!(
+                "the network {taken} is in the way of the VM's network {subnet}: shut the VM down (`hostel shutdown`), and its \
+                 next start chooses another; or choose one yourself with `hostel net set`"
+            )
+        })
+    }
+
     /// Returns the network of the host that has addresses in common with this one.
     pub fn collides(&self, subnet: &Prefix) -> Option<&Taken> {
         self.taken.iter().find(|t| t.prefix.overlaps(subnet))
@@ -120,9 +131,25 @@ fn is_global(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.segments()[0] >> 13 == 1)
 }
 
+/// Tells whether an interface is of this user's own network, or is left of one that has ended.
+///
+/// A tap of ours is a port of a bridge of ours and has no address. Another user's network is one of the host's to us.
 fn is_ours(link: &Link) -> bool {
-    // A tap of ours is a port of a bridge of ours and has no address.
-    link.alias.starts_with(OURS)
+    let Some(mark) = link.alias.strip_prefix(OURS) else {
+        return false;
+    };
+    let owner = mark.split(' ').next().unwrap_or_default();
+    if owner.is_empty() || !owner.bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
+    let Ok(status) = fs_err::read_to_string(format!("/proc/{owner}/status")) else {
+        return true;
+    };
+    // Not the owner of the file: that is root for a program with capabilities.
+    let user = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:")?.split_ascii_whitespace().next());
+    user == Some(&rustix::process::getuid().as_raw().to_string())
 }
 
 fn mtu(links: &[Link]) -> u32 {
@@ -163,7 +190,7 @@ mod tests {
             ..link("docker0", 1300)
         };
         let bridge = Link {
-            alias: "hostel 1 2 3".to_owned(),
+            alias: format!("hostel {} 2 3", std::process::id()),
             ..link("hostel0", 1290)
         };
         let tap = Link {
@@ -176,6 +203,38 @@ mod tests {
         assert_eq!(mtu(&vpn), 1420);
         assert_eq!(mtu(&[link("tiny", 576)]), 1280);
         assert_eq!(mtu(&[]), 1500);
+    }
+
+    #[test]
+    fn what_has_ended_and_what_is_our_own_is_ours() {
+        let alias = |alias: &str| Link {
+            alias: alias.to_owned(),
+            ..link("hostel0", 1500)
+        };
+        let own = format!("hostel {} 5 7", std::process::id());
+        assert!(is_ours(&alias(&own)));
+        assert!(
+            is_ours(&alias("hostel 4194304 5 7")),
+            "nobody has this number"
+        );
+        let root = rustix::process::getuid().is_root();
+        assert_eq!(is_ours(&alias("hostel 1 5 7")), root, "process 1 is root's");
+        assert!(!is_ours(&alias("hostel")) && !is_ours(&alias("hostel x")) && !is_ours(&alias("")));
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told() {
+        let host = Host {
+            taken: vec![Taken {
+                prefix: "172.19.0.0/16".parse().unwrap(),
+                interface: "wg0".to_owned(),
+            }],
+            ..Host::default()
+        };
+        let ours = "172.19.128.0/20".parse().unwrap();
+        let text = host.advice(&ours).unwrap();
+        assert!(text.contains("172.19.0.0/16 of `wg0`"), "{text}");
+        assert_eq!(host.advice(&"172.20.0.0/20".parse().unwrap()), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod host;
 mod nat;
 mod prefix;
 mod programs;
+mod rooms;
 
 pub use self::{
     backend::{
@@ -17,8 +18,9 @@ pub use self::{
         ParseKindError, Verdict, Wanted, open, probe,
     },
     host::{Host, Taken},
-    nat::{MacAddress, NatError, NatRecord, NoFreeSubnet, ParseMacError},
-    prefix::{ParsePrefixError, Prefix, host_prefixes},
+    nat::{MacAddress, NatError, NatRecord, NetworkType, NoFreeSubnet, ParseMacError, Renewal},
+    prefix::{ParsePrefixError, Prefix},
+    rooms::RoomError,
 };
 
 /// Writes an error and its sources in one line.

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::Prefix;
+use crate::{Host, Prefix, Taken};
 
 /// The subnet that is taken when nothing of the host is in its way.
 const FIRST_CHOICE: Ipv4Addr = Ipv4Addr::new(172, 19, 128, 0);
@@ -24,7 +24,7 @@ const RELAY: u32 = 2;
 const RESOLVER: u32 = 53;
 
 /// FNV-1a: well spread and the same in every build, which the hasher of the standard library does not promise.
-fn stable_hash(bytes: &[u8]) -> u64 {
+pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
@@ -130,6 +130,29 @@ pub struct NatRecord {
     pub address: Ipv4Addr,
     /// The VM's card.
     pub mac: MacAddress,
+    /// What it is: records of the first release do not say it.
+    #[serde(default, rename = "type")]
+    pub kind: NetworkType,
+    /// Somebody chose the addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chosen: bool,
+}
+
+/// The kinds of networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum NetworkType {
+    /// Behind the host's address.
+    #[default]
+    #[serde(rename = "NAT")]
+    Nat,
+}
+
+impl fmt::Display for NetworkType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nat => f.write_str("NAT"),
+        }
+    }
 }
 
 /// Why a record, which a person may have edited, cannot be used.
@@ -154,6 +177,14 @@ pub enum NatError {
     /// Two of gateway, VM and resolver are the same.
     #[error("{0} is given twice in the network's record")]
     Twice(Ipv4Addr),
+    /// In use by the host.
+    #[error("the subnet {subnet} has addresses in common with {taken}, which the host uses")]
+    Collides {
+        /// The subnet.
+        subnet: Prefix,
+        /// What is in the way.
+        taken: Taken,
+    },
     /// The id is empty or too long.
     #[error("the network's id must have 1 to 64 characters")]
     Id,
@@ -183,6 +214,8 @@ impl NatRecord {
             gateway: subnet.address(GATEWAY).expect("a /20 has 4096 addresses"),
             address: subnet.address(GUEST).expect("a /20 has 4096 addresses"),
             mac: MacAddress::from_id(id),
+            kind: NetworkType::Nat,
+            chosen: false,
         })
     }
 
@@ -217,7 +250,7 @@ impl NatRecord {
                 });
             }
         }
-        if self.gateway == self.address || self.resolver() == self.address {
+        if [self.gateway, self.resolver(), self.relay_address()].contains(&self.address) {
             return Err(NatError::Twice(self.address));
         }
         Ok(())
@@ -275,6 +308,101 @@ impl NatRecord {
     }
 }
 
+/// A record that has taken the place of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The new one.
+    pub record: NatRecord,
+    /// What changed and why: one sentence with old and new.
+    pub warning: String,
+}
+
+impl NatRecord {
+    /// Looks whether the record can still be used; `None`: it can.
+    ///
+    /// Where the subnet is bad or taken, everything but id, name and card is chosen anew (NAT-6); where only an address in
+    /// it is bad, the range stays (NAT-9).
+    pub fn renew(&self, host: &Host) -> Result<Option<Renewal>, NoFreeSubnet> {
+        let old = self.subnet;
+        let why = match (self.validate(), host.collides(&old)) {
+            (Ok(()), None) => return Ok(None),
+            (Ok(()), Some(taken)) => format!("{taken} of the host is in its way"),
+            (Err(error @ (NatError::Outside { .. } | NatError::Twice(_))), None) => {
+                let mut record = self.clone();
+                record.place();
+                if record.validate().is_ok() {
+                    let warning = format!(
+                        "the network {old} stays, but gateway {} and VM address {} cannot be used ({error}): {} and {} are from now on",
+                        self.gateway, self.address, record.gateway, record.address
+                    );
+                    return Ok(Some(Renewal { record, warning }));
+                }
+                error.to_string()
+            }
+            (Err(error), _) => error.to_string(),
+        };
+        let taken: Vec<Prefix> = host.taken.iter().map(|t| t.prefix).collect();
+        let record = Self {
+            mac: self.mac,
+            ..Self::choose(&self.id, &self.name, &taken)?
+        };
+        let warning = format!(
+            "the recorded network {old} cannot be used ({why}): {} is from now on, with the VM at {}",
+            record.subnet, record.address
+        );
+        Ok(Some(Renewal { record, warning }))
+    }
+
+    /// Returns the record with addresses that somebody chose; what is not given is as before, or usual in a new subnet.
+    /// Checked against the network of the host as well.
+    pub fn with(
+        &self,
+        subnet: Option<Prefix>,
+        gateway: Option<Ipv4Addr>,
+        address: Option<Ipv4Addr>,
+        host: &Host,
+    ) -> Result<Self, NatError> {
+        let mut record = self.clone();
+        if let Some(subnet) = subnet.filter(|subnet| *subnet != self.subnet) {
+            record.subnet = subnet;
+            record.place();
+        }
+        record.gateway = gateway.unwrap_or(record.gateway);
+        record.address = address.unwrap_or(record.address);
+        record.chosen = true;
+        record.validate()?;
+        match host.collides(&record.subnet) {
+            None => Ok(record),
+            Some(taken) => Err(NatError::Collides {
+                subnet: record.subnet,
+                taken: taken.clone(),
+            }),
+        }
+    }
+
+    /// Puts gateway and VM where they usually are: a small subnet has the VM in its middle.
+    fn place(&mut self) {
+        let last = self.subnet.broadcast().to_bits() - self.subnet.network().to_bits();
+        let at = |offset: u32| self.subnet.address(offset).unwrap_or(self.subnet.network());
+        (self.gateway, self.address) = (at(GATEWAY), at(GUEST.min(last / 2)));
+    }
+
+    /// Returns the first address that a machine can have.
+    pub fn first_host(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.subnet.network().to_bits().saturating_add(1))
+    }
+
+    /// Returns the last address that a machine can have.
+    pub fn last_host(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.subnet.broadcast().to_bits().saturating_sub(1))
+    }
+
+    /// Returns how many machines there can be.
+    pub fn hosts(&self) -> u32 {
+        (self.last_host().to_bits() + 1).saturating_sub(self.first_host().to_bits())
+    }
+}
+
 fn free_subnet(host: &[Prefix]) -> Result<Prefix, NoFreeSubnet> {
     let range = Prefix::containing(RANGE.0, RANGE.1).expect("12 is a length");
     let first = (FIRST_CHOICE.to_bits() - range.network().to_bits()) >> (32 - LEN);
@@ -325,6 +453,126 @@ mod tests {
             choose(&["172.16.0.0/12", "10.0.0.0/8"]).unwrap_err(),
             NoFreeSubnet { used: 1 }
         );
+    }
+
+    fn host(taken: &[&str]) -> Host {
+        let taken = taken.iter().map(|p| Taken {
+            prefix: p.parse().unwrap(),
+            interface: "eth7".to_owned(),
+        });
+        Host {
+            taken: taken.collect(),
+            ..Host::default()
+        }
+    }
+
+    /// NAT-4, and records of the first release.
+    #[test]
+    fn a_record_that_can_be_used_is_used() {
+        let old = r#"{ "id": "7f1c", "name": "hostel", "subnet": "172.19.128.0/20", "gateway": "172.19.128.1",
+            "address": "172.19.132.144", "mac": "52:54:00:12:34:56" }"#;
+        let record: NatRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(record.renew(&host(&["192.168.1.0/24"])), Ok(None));
+        assert_eq!(
+            (record.kind.to_string().as_str(), record.chosen),
+            ("NAT", false)
+        );
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(text.contains(r#""type":"NAT""#), "{text}");
+        assert_eq!(serde_json::from_str::<NatRecord>(&text).unwrap(), record);
+    }
+
+    /// NAT-6: one warning with old and new; id, name and card stay.
+    #[test]
+    fn a_subnet_that_is_taken_or_bad_is_chosen_anew() {
+        let mut record = choose(&[]).unwrap();
+        record.mac = "52:54:00:12:34:56".parse().unwrap();
+        let renewed = record.renew(&host(&["172.19.0.0/16"])).unwrap().unwrap();
+        assert_eq!(renewed.record.subnet.to_string(), "172.20.0.0/20");
+        assert_eq!(
+            (&renewed.record.id, renewed.record.mac),
+            (&record.id, record.mac)
+        );
+        for part in [
+            "172.19.128.0/20",
+            "172.19.0.0/16 of `eth7`",
+            "172.20.0.0/20",
+            "172.20.4.144",
+        ] {
+            assert!(renewed.warning.contains(part), "{}", renewed.warning);
+        }
+        record.subnet = "8.8.0.0/20".parse().unwrap();
+        let renewed = record.renew(&host(&[])).unwrap().unwrap();
+        assert_eq!(renewed.record.subnet.to_string(), "172.19.128.0/20");
+        assert!(record.renew(&host(&["172.16.0.0/12"])).is_err());
+    }
+
+    /// NAT-9: the range stays.
+    #[test]
+    fn an_address_that_is_bad_leaves_the_range() {
+        let mut record = choose(&[]).unwrap();
+        record.subnet = "10.77.16.0/20".parse().unwrap();
+        record.gateway = "10.77.16.1".parse().unwrap();
+        record.address = "10.99.0.1".parse().unwrap();
+        let renewed = record.renew(&host(&["10.1.0.0/16"])).unwrap().unwrap();
+        assert_eq!(renewed.record.subnet, record.subnet);
+        assert_eq!(renewed.record.address.to_string(), "10.77.20.144");
+        for part in ["10.99.0.1", "10.77.20.144", "10.77.16.0/20"] {
+            assert!(renewed.warning.contains(part), "{}", renewed.warning);
+        }
+    }
+
+    #[test]
+    fn addresses_that_somebody_chooses_are_checked_at_the_door() {
+        let record = choose(&[]).unwrap();
+        let free = host(&["192.168.1.0/24"]);
+        let subnet = Some("10.20.0.0/24".parse().unwrap());
+        let chosen = record.with(subnet, None, None, &free).unwrap();
+        assert_eq!(
+            (chosen.gateway.to_string(), chosen.address.to_string()),
+            ("10.20.0.1".into(), "10.20.0.127".into())
+        );
+        assert!(chosen.chosen);
+        let address: Ipv4Addr = "172.19.140.7".parse().unwrap();
+        let moved = record.with(None, None, Some(address), &free).unwrap();
+        assert_eq!((moved.subnet, moved.address), (record.subnet, address));
+        let error = record.with(subnet, None, Some(address), &free).unwrap_err();
+        assert!(matches!(error, NatError::Outside { .. }), "{error}");
+        let error = record
+            .with(Some("192.168.0.0/16".parse().unwrap()), None, None, &free)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("192.168.1.0/24 of `eth7`"),
+            "{error}"
+        );
+        let relay = Some(record.relay_address());
+        assert!(matches!(
+            record.with(None, None, relay, &free),
+            Err(NatError::Twice(_))
+        ));
+    }
+
+    #[test]
+    fn the_range_is_counted() {
+        let record = choose(&[]).unwrap();
+        assert_eq!(record.first_host().to_string(), "172.19.128.1");
+        assert_eq!(record.last_host().to_string(), "172.19.143.254");
+        assert_eq!(record.hosts(), 4094);
+    }
+
+    #[test]
+    fn private_ipv6_comes_from_the_id() {
+        let record = choose(&[]).unwrap();
+        let network = record.ipv6_network();
+        assert_eq!(network.segments()[0] >> 8, 0xfd);
+        assert_eq!(network.to_bits() as u64, 0, "a /64");
+        assert_eq!(record.ipv6_gateway().to_bits(), network.to_bits() | 1);
+        assert_eq!(
+            record.ipv6_address().to_bits() as u32,
+            record.address.to_bits()
+        );
+        let other = NatRecord::choose("7f1d", "hostel", &[]).unwrap();
+        assert_ne!(other.ipv6_network(), network);
     }
 
     #[test]

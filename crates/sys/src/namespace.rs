@@ -166,7 +166,11 @@ mod tests {
             unshare_network().unwrap();
             let own = network_of_thread().unwrap();
             enter_network(home.as_fd()).unwrap();
-            [inode(&home), inode(&own), inode(&network_of_thread().unwrap())]
+            [
+                inode(&home),
+                inode(&own),
+                inode(&network_of_thread().unwrap()),
+            ]
         });
         let [home, own, back] = seen.join().unwrap();
         assert!(own != home && back == home);

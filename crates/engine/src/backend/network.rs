@@ -7,13 +7,14 @@ use futures_util::future::BoxFuture;
 use hostel_model::{ErrorCode, Failure, firewall::Rule};
 use hostel_qemu::{Netdev, Nic, UserIpv6};
 use hostel_switch::{
-    Backend, Host, Kind, NatRecord, NetdevSpec, OpenError, Opened, Prefix, Verdict, Wanted,
+    Backend, Host, Kind, NatRecord, NetdevSpec, NoFreeSubnet, OpenError, Opened, Prefix, Verdict,
+    Wanted,
 };
 use hostel_wslconf::MachineConf;
 
 use crate::{
     hypervisor::NetworkPlan,
-    network::{HostNamesPlaces, Mode, NetworkSettings, NetworkSetup, Opener, record},
+    network::{HostNamesPlaces, Mode, NetworkSettings, NetworkSetup, Opener},
     registry::Registry,
 };
 
@@ -69,11 +70,11 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> NetworkPlan {
     });
     let recorded = registry.settings().nat;
     let id = uuid::Uuid::new_v4().to_string();
-    let record = match record::ask_again(recorded, &id, NAME, &host) {
-        Ok(renewed) => {
+    let record = match ask_again(recorded, &id, &host) {
+        Ok((record, warning)) => {
             // NAT-6, NAT-9: one warning, with old and new.
-            warnings.extend(renewed.warning);
-            Some(renewed.record)
+            warnings.extend(warning);
+            Some(record)
         }
         Err(error) => {
             warnings.push(format!("the VM has no network: {error}"));
@@ -85,6 +86,30 @@ pub(super) fn plan(registry: &Registry, conf: &MachineConf) -> NetworkPlan {
         ipv6: settings.ipv6.unwrap_or(host.ipv6),
         settings,
         warnings,
+    }
+}
+
+/// Returns the recorded network, or what takes its place and why.
+fn ask_again(
+    recorded: Option<serde_json::Value>,
+    id: &str,
+    host: &Host,
+) -> Result<(NatRecord, Option<String>), NoFreeSubnet> {
+    let taken: Vec<Prefix> = host.taken.iter().map(|t| t.prefix).collect();
+    match recorded.map(serde_json::from_value::<NatRecord>) {
+        None => Ok((NatRecord::choose(id, NAME, &taken)?, None)),
+        Some(Ok(record)) => Ok(match record.renew(host)? {
+            None => (record, None),
+            Some(renewal) => (renewal.record, Some(renewal.warning)),
+        }),
+        Some(Err(why)) => {
+            let record = NatRecord::choose(id, NAME, &taken)?;
+            let warning = format!(
+                "the recorded network cannot be understood ({why}): {} is used from now on, with the VM at {}",
+                record.subnet, record.address
+            );
+            Ok((record, Some(warning)))
+        }
     }
 }
 
@@ -300,7 +325,10 @@ pub(super) fn change(
         None => NatRecord::choose(&uuid::Uuid::new_v4().to_string(), NAME, &[])
             .map_err(|e| Failure::from_error(ErrorCode::Unsupported, &e))?,
     };
-    record::change(record, subnet, gateway, address)
+    // A host that cannot be asked is no reason to refuse: what collides is renewed at the start.
+    let host = Host::read().unwrap_or_default();
+    record
+        .with(subnet, gateway, address, &host)
         .map_err(|e| Failure::from_error(ErrorCode::InvalidArgument, &e).hint("hostel net show"))
 }
 
@@ -342,6 +370,73 @@ fn netdev(spec: NetdevSpec) -> (Netdev, Vec<OwnedFd>) {
             };
             let fds = filter.map_or_else(Vec::new, |f| vec![f.out, f.back]);
             (netdev, fds)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hostel_switch::Taken;
+
+    use super::*;
+
+    fn host(taken: &[&str]) -> Host {
+        Host {
+            taken: taken
+                .iter()
+                .map(|t| Taken {
+                    prefix: t.parse().unwrap(),
+                    interface: "vpn0".to_owned(),
+                })
+                .collect(),
+            ..Host::default()
+        }
+    }
+
+    /// NAT-4, NAT-6: asked for again as it is; a collision gives one warning with old and new.
+    #[test]
+    fn a_record_is_asked_for_again_and_renewed_with_one_warning() {
+        let (first, warning) = ask_again(None, "7f1c", &host(&[])).unwrap();
+        assert_eq!(warning, None);
+        let stored = serde_json::to_value(&first).unwrap();
+        let (again, warning) = ask_again(Some(stored.clone()), "other", &host(&[])).unwrap();
+        assert_eq!((&again, warning), (&first, None));
+        let vpn = host(&["172.19.130.0/24"]);
+        let (moved, warning) = ask_again(Some(stored), "other", &vpn).unwrap();
+        let warning = warning.unwrap();
+        assert!(
+            warning.contains("172.19.128.0/20") && warning.contains(&moved.subnet.to_string()),
+            "{warning}"
+        );
+        assert_eq!((moved.id, moved.mac), (first.id, first.mac));
+    }
+
+    /// NAT-9: the range is kept when only the address is bad.
+    #[test]
+    fn a_bad_address_keeps_the_range() {
+        let (record, _) = ask_again(None, "7f1c", &host(&["172.19.0.0/16"])).unwrap();
+        let mut stored = serde_json::to_value(&record).unwrap();
+        stored["address"] = "10.1.2.3".into();
+        let (renewed, warning) = ask_again(Some(stored), "x", &host(&[])).unwrap();
+        assert_eq!(renewed.subnet, record.subnet);
+        assert!(warning.unwrap().contains("10.1.2.3"));
+    }
+
+    /// A record of the first release, and one that somebody broke.
+    #[test]
+    fn old_and_broken_records_are_no_end() {
+        let old = serde_json::json!({
+            "id": "7f1c", "name": "hostel", "subnet": "172.19.128.0/20", "gateway": "172.19.128.1",
+            "address": "172.19.132.144", "mac": "52:54:00:12:34:56"
+        });
+        let (record, warning) = ask_again(Some(old), "x", &host(&[])).unwrap();
+        assert_eq!((record.id.as_str(), warning), ("7f1c", None));
+        for broken in [
+            serde_json::json!(7),
+            serde_json::json!({ "subnet": "here" }),
+        ] {
+            let (record, warning) = ask_again(Some(broken), "x", &host(&[])).unwrap();
+            assert!(warning.unwrap().contains(&record.subnet.to_string()));
         }
     }
 }

@@ -10,7 +10,6 @@ mod host_names;
 mod ledger;
 mod live;
 mod ports;
-pub(crate) mod record;
 mod rooms;
 mod rules;
 mod settings;

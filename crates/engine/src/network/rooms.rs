@@ -7,11 +7,7 @@ use hostel_proto::v1;
 use hostel_relay::Room;
 use hostel_switch::NatRecord;
 
-use super::{
-    Live, local_address,
-    ports::Owner,
-    record::{check_room, room_address},
-};
+use super::{Live, local_address, ports::Owner};
 use crate::{
     engine::{Engine, lock},
     lifecycle::DistroState,
@@ -69,23 +65,25 @@ impl Engine {
         let taken = self.taken_rooms(record.id);
         let stored = record.address.get();
         let refused = match stored {
-            Some(address) => match check_room(network, address, &taken) {
+            Some(address) => match network.check_room(address, &taken) {
                 Ok(()) => return Ok(address),
                 Err(error) => Some((address, error)),
             },
             None => None,
         };
-        let address = room_address(network, &record.id.to_string(), &taken).ok_or_else(|| {
-            Failure::new(
-                ErrorCode::DistroStart,
-                format!(
-                    "no address of {} is free for `{}`",
-                    network.subnet, record.name
-                ),
-            )
-            .hint(format!("hostel manage {} --network shared", record.name))
-            .hint("hostel net set --subnet, with a larger one")
-        })?;
+        let address = network
+            .room_address(&record.id.to_string(), &taken)
+            .ok_or_else(|| {
+                Failure::new(
+                    ErrorCode::DistroStart,
+                    format!(
+                        "no address of {} is free for `{}`",
+                        network.subnet, record.name
+                    ),
+                )
+                .hint(format!("hostel manage {} --network shared", record.name))
+                .hint("hostel net set --subnet, with a larger one")
+            })?;
         if let Some((old, error)) = refused {
             warnings.push(format!(
                 "the address {old} of `{}` cannot be used ({error}); it has {address} from now on",
@@ -169,27 +167,22 @@ impl Engine {
                 )));
             }
             let network = self.nat_record().await?;
-            check_room(&network, wanted, &self.taken_rooms(record.id)).map_err(|e| {
-                let free = room_address(
-                    &network,
-                    &record.id.to_string(),
-                    &self.taken_rooms(record.id),
-                );
-                Failure::from_error(ErrorCode::InvalidArgument, &e).hint(free.map_or_else(
-                    || "hostel net show".to_owned(),
-                    |free| format!("one that is free: {free}"),
-                ))
-            })?;
+            network
+                .check_room(wanted, &self.taken_rooms(record.id))
+                .map_err(|e| {
+                    let free =
+                        network.room_address(&record.id.to_string(), &self.taken_rooms(record.id));
+                    Failure::from_error(ErrorCode::InvalidArgument, &e).hint(free.map_or_else(
+                        || "hostel net show".to_owned(),
+                        |free| format!("one that is free: {free}"),
+                    ))
+                })?;
             address = Some(wanted);
         }
         if kind != NetworkKind::Shared && address.is_none() {
             // Chosen now, so that it can be told.
             let network = self.nat_record().await?;
-            address = room_address(
-                &network,
-                &record.id.to_string(),
-                &self.taken_rooms(record.id),
-            );
+            address = network.room_address(&record.id.to_string(), &self.taken_rooms(record.id));
         }
         let id = record.id;
         self.blocking(move |r| r.set_network(id, kind, address).map_err(|e| e.failure()))

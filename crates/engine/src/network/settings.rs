@@ -205,7 +205,7 @@ impl NetworkSettings {
             match (rule.protocol, rule.action, rule.port) {
                 (Transport::Tcp, _, _) | (Transport::Udp, Placement::Off, _) => {}
                 (Transport::Udp, Placement::Same | Placement::Remap, 0) => {
-                    ports.extend(1..=u16::MAX)
+                    ports.extend(1..=u16::MAX);
                 }
                 (Transport::Udp, Placement::Same | Placement::Remap, port) => {
                     ports.insert(port);

@@ -153,11 +153,10 @@ impl Engine {
         if let Some(record) = &record {
             reply.id.clone_from(&record.id);
             reply.name.clone_from(&record.name);
-            "NAT".clone_into(&mut reply.r#type);
-            let (first, last) = (record.subnet.network(), record.subnet.broadcast());
-            reply.first_host = Ipv4Addr::from_bits(first.to_bits() + 1).to_string();
-            reply.last_host = Ipv4Addr::from_bits(last.to_bits() - 1).to_string();
-            reply.hosts = last.to_bits() - first.to_bits() - 1;
+            reply.r#type = record.kind.to_string();
+            reply.first_host = record.first_host().to_string();
+            reply.last_host = record.last_host().to_string();
+            reply.hosts = record.hosts();
         }
         match &live {
             Some(live) => {
@@ -355,7 +354,12 @@ impl Engine {
 
 /// Says what of the configuration holds only from the next start on.
 fn pending(plan: &NetworkPlan, live: &Live) -> Vec<String> {
-    let mut pending = Vec::new();
+    // Such as a VPN that came up with the same addresses.
+    let mut pending: Vec<String> = plan
+        .warnings
+        .iter()
+        .map(|w| format!("at the next start of the VM: {w}"))
+        .collect();
     if plan.settings != live.settings {
         pending.push(
             "the configuration of the network was changed; it holds from the next start of the VM on: hostel shutdown"

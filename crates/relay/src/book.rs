@@ -332,14 +332,6 @@ impl Book {
                 self.beyond
             ));
         }
-        let needed = 2 * (limits.connections + limits.listeners) as u64;
-        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        if let Some(files) = files.current.filter(|&n| n < needed) {
-            warnings.push(format!(
-                "the daemon may have {files} descriptors open; {} connections of the relay need {needed}",
-                limits.connections
-            ));
-        }
         warnings
     }
 

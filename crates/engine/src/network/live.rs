@@ -10,7 +10,7 @@ use std::{
 use hostel_dns::{Gateway, Names, Resolver};
 use hostel_model::{DistroId, firewall::Source};
 use hostel_proto::v1;
-use hostel_relay::Relay;
+use hostel_relay::{Limits, Relay};
 use hostel_switch::{Backend, NatRecord, Verdict};
 use hostel_wslconf::HostNames;
 use tokio::sync::watch;
@@ -34,6 +34,12 @@ const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 
 /// How long the end of everything may take.
 const CLOSE: Duration = Duration::from_secs(10);
+
+/// Descriptors that are not for connections of the relay: listeners, sessions, the VM itself.
+const OTHER_FILES: usize = 2048;
+
+/// The relay's connections where descriptors are few.
+const LEAST_CONNECTIONS: usize = 64;
 
 /// The network of one VM.
 pub(crate) struct Live {
@@ -80,9 +86,10 @@ impl Live {
         let wiring = Wiring::new(backend, Arc::clone(&engine.guest_streams));
         let live = Arc::new(Self {
             engine: Arc::downgrade(engine),
-            relay: Relay::start(
+            relay: Relay::with_limits(
                 Arc::clone(&wiring) as _,
                 settings.relay(&engine.registry.settings(), direct(&*wiring.backend())),
+                limits(),
             ),
             // Reads two small files.
             resolver: Arc::new(Resolver::new(dns)),
@@ -426,6 +433,20 @@ impl Live {
         if let Some(engine) = self.engine.upgrade() {
             engine.ledger.touch();
         }
+    }
+}
+
+/// Returns the relay's bounds: no more connections than this process can have descriptors for, two each.
+fn limits() -> Limits {
+    let limits = Limits::default();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let files = files.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    Limits {
+        connections: limits
+            .connections
+            .min(files.saturating_sub(OTHER_FILES) / 2)
+            .max(LEAST_CONNECTIONS),
+        ..limits
     }
 }
 

@@ -7,6 +7,7 @@ mod network;
 use std::{
     ffi::OsString,
     net::Ipv4Addr,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -19,7 +20,7 @@ use hostel_proto::{
     v1,
 };
 use hostel_qemu::{
-    Accel, AccelChoice, AccelRequest, LaunchOptions, MachineConfig, QemuBinary, VsockDevice,
+    Accel, AccelChoice, AccelRequest, LaunchOptions, MachineConfig, Nic, QemuBinary, VsockDevice,
     kernel_command_line, probe_accel, probe_qemu,
 };
 use hostel_switch::{NatRecord, Prefix, Verdict};
@@ -316,9 +317,10 @@ impl VmBackend {
         )));
         let (mut plan, warnings) = tokio::task::block_in_place(|| self.prepare(conf))?;
         warnings.into_iter().for_each(warn);
-        let network = opening.wait().await;
+        let mut network = opening.wait().await;
         network.warnings.iter().cloned().for_each(warn);
-        let failure = match self.launch(&plan, disks, &network).await {
+        let nic = network.nic(warn).await;
+        let failure = match self.launch(&plan, disks, &network, nic).await {
             Ok(mut booted) => {
                 network::keep(&self.registry, &network);
                 booted.network = network.setup;
@@ -346,7 +348,8 @@ impl VmBackend {
             accel: Accel::Tcg,
             reason: format!("KVM failed: {why}"),
         };
-        let mut booted = match self.launch(&plan, disks, &network).await {
+        let nic = network.nic(warn).await;
+        let mut booted = match self.launch(&plan, disks, &network, nic).await {
             Ok(booted) => booted,
             Err(failure) => {
                 network.close().await;
@@ -383,6 +386,7 @@ impl VmBackend {
         plan: &Plan,
         disks: &[DiskPlan],
         network: &Network,
+        nic: Option<(Nic, Vec<OwnedFd>)>,
     ) -> Result<Booted, Failure> {
         let (channel, mut control, streams) = self.open_channel()?;
         let mut config = MachineConfig::new(
@@ -394,11 +398,8 @@ impl VmBackend {
         config.memory = plan.memory;
         config.cpus = plan.cpus;
         config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
-        let descriptors = match &network.setup {
-            Some(setup) => {
-                let (nic, descriptors) = network::nic(&*setup.backend)
-                    .await
-                    .map_err(|e| Failure::from_error(ErrorCode::VmStart, &e))?;
+        let descriptors = match nic {
+            Some((nic, descriptors)) => {
                 config.nic = Some(nic);
                 descriptors
             }

@@ -42,6 +42,21 @@ pub(super) struct Network {
 }
 
 impl Network {
+    /// Returns the card, with the descriptors of what stands behind it. A network that gives none is given up.
+    pub(super) async fn nic(
+        &mut self,
+        warn: &(dyn Fn(String) + Send + Sync),
+    ) -> Option<(Nic, Vec<OwnedFd>)> {
+        let error = match nic(&*self.setup.as_ref()?.backend).await {
+            Ok(nic) => return Some(nic),
+            Err(error) => error,
+        };
+        warn(format!("the VM has no network: it broke at once: {error}"));
+        self.close().await;
+        *self = none(&error.to_string(), Vec::new());
+        None
+    }
+
     /// Ends it: the VM that it was for did not start.
     pub(super) async fn close(&self) {
         if let Some(setup) = &self.setup {

@@ -587,3 +587,134 @@ async fn questions_are_answered_and_the_end_is_orderly() {
     assert!(status.success());
     assert!(!daemon.dir.path().join("run/api.sock").exists());
 }
+
+/// The network is shown, changed and checked at the door without a VM.
+#[tokio::test]
+async fn the_network_is_asked_about_without_a_vm() {
+    let daemon = Daemon::start();
+    let mut api = daemon.connect().await;
+    let reply = api
+        .network(v1::NetworkRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let status = reply.status.unwrap();
+    assert_eq!(
+        (status.mode.as_str(), reply.r#type.as_str()),
+        ("nat", "NAT")
+    );
+    assert!(reply.stored_in.ends_with("registry.json"));
+    assert_eq!(reply.backends.len(), 4, "{:?}", reply.backends);
+    assert!(reply.backends.iter().all(|b| !b.reason.is_empty()));
+    let set = |subnet: &str, address: &str| v1::NetworkSetRequest {
+        subnet: subnet.to_owned(),
+        address: address.to_owned(),
+        ..v1::NetworkSetRequest::default()
+    };
+    let changed = api
+        .network_set(set("10.213.0.0/20", ""))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(changed.status.unwrap().subnet, "10.213.0.0/20");
+    for bad in [
+        set("203.0.113.0/24", ""),
+        set("", "172.19.128.1"),
+        set("x", ""),
+    ] {
+        let failure = failure_of(&api.network_set(bad).await.unwrap_err());
+        assert_eq!(failure.code, ErrorCode::InvalidArgument);
+    }
+    let rule = v1::FirewallRule {
+        action: "allow".to_owned(),
+        protocol: "tcp".to_owned(),
+        first_port: 22,
+        last_port: 22,
+        source: "192.0.2.0/24".to_owned(),
+        ..v1::FirewallRule::default()
+    };
+    let request = v1::FirewallRequest {
+        add: vec![rule.clone()],
+        ..v1::FirewallRequest::default()
+    };
+    let shown = api.firewall(request).await.unwrap().into_inner();
+    assert!(!shown.in_force);
+    assert_eq!(shown.rules, [v1::FirewallRule { number: 1, ..rule }]);
+    let policy = api
+        .port_policy(v1::PortPolicyRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(policy.forwarding && policy.rules.is_empty());
+    let failure = failure_of(
+        &api.manage(v1::ManageRequest {
+            name: "nobody".to_owned(),
+            network: "own".to_owned(),
+            ..v1::ManageRequest::default()
+        })
+        .await
+        .unwrap_err(),
+    );
+    assert_eq!(failure.code, ErrorCode::DistroNotFound);
+    let checks = api.doctor(v1::DoctorRequest {}).await.unwrap().into_inner();
+    assert!(checks.checks.iter().any(|c| c.name == "ports"));
+    // Kept.
+    let text = fs_err::read_to_string(daemon.dir.path().join("home/registry.json")).unwrap();
+    assert!(text.contains("10.213.0.0/20") && text.contains("192.0.2.0"));
+}
+
+/// The ledger: once, or for as long as somebody listens; a daemon that ends ends it.
+#[tokio::test]
+async fn the_ledger_is_told_once_or_watched() {
+    let daemon = Daemon::start();
+    let mut api = daemon.connect().await;
+    let mut once = api
+        .ports(v1::PortsRequest { watch: false })
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(once.message().await.unwrap().unwrap().ports.is_empty());
+    assert!(once.message().await.unwrap().is_none());
+    let mut watch = api
+        .ports(v1::PortsRequest { watch: true })
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(watch.message().await.unwrap().unwrap().ports.is_empty());
+    api.quit(v1::QuitRequest { force: false }).await.unwrap();
+    let end = tokio::time::timeout(SOON, watch.message())
+        .await
+        .expect("the end in time");
+    assert!(!matches!(end, Ok(Some(_))), "{end:?}");
+}
+
+/// A state file that somebody broke: the rest of it is good, and `doctor` says what is not.
+#[tokio::test]
+async fn broken_rules_are_told_and_let_nothing_in() {
+    let dir = tempfile::tempdir().unwrap();
+    fs_err::create_dir_all(dir.path().join("home")).unwrap();
+    fs_err::write(
+        dir.path().join("home/registry.json"),
+        r#"{"format":1,"firewall":[{"action":"allow","protocol":"carrier pigeon"}],"nat":{"subnet":7}}"#,
+    )
+    .unwrap();
+    let child = command(dir.path()).spawn().unwrap();
+    let daemon = Daemon { child, dir };
+    let mut api = daemon.connect().await;
+    let shown = api
+        .firewall(v1::FirewallRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(shown.rules.is_empty());
+    let network = api
+        .network(v1::NetworkRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(!network.status.unwrap().subnet.is_empty());
+    assert_eq!(network.warnings.len(), 2, "{:?}", network.warnings);
+    let checks = api.doctor(v1::DoctorRequest {}).await.unwrap().into_inner();
+    let told = |c: &v1::Check| c.verdict != "ok" && c.found.contains("firewall");
+    assert!(checks.checks.iter().any(told), "{:?}", checks.checks);
+}

@@ -11,7 +11,7 @@ use hostel_tests::{
     home::Home,
     run::{DEADLINE, Output, Running, until},
     world::{
-        INTERNET,
+        INTERNET, INTERNET_NAME,
         servers::{self, PAGE},
     },
 };
@@ -31,11 +31,10 @@ pub(crate) fn guest_fetches(home: &Home, distro: &str, address: SocketAddr) -> b
     }
 }
 
-/// Tells whether a distribution gets an echo by UDP.
-pub(crate) fn guest_echoes_udp(home: &Home, distro: &str, address: Ipv4Addr) -> bool {
-    // BusyBox' nc leaves when its input ends and nothing came for a second.
-    let line = format!("echo ping | nc -u -w 3 {address} {}", servers::ECHO);
-    answer(&home.sh(distro, &line)).is_some_and(|t| t == "ping")
+/// Tells whether a distribution gets an answer by UDP: of the internet's own DNS server.
+pub(crate) fn guest_asks_by_udp(home: &Home, distro: &str, server: Ipv4Addr) -> bool {
+    let line = format!("timeout 8 nslookup {INTERNET_NAME} {server} 2>/dev/null");
+    answer(&home.sh(distro, &line)).is_some_and(|t| t.contains(INTERNET))
 }
 
 /// Tells whether a distribution gets an answer to a ping.

@@ -14,7 +14,7 @@ use hostel_tests::{
 use super::{
     bench::{Bench, ISOLATED, OTHER, ROOM, SECOND_ROOM},
     probe::{
-        guest_echoes_udp, guest_fetches, guest_pings, host_fetches, internet, serve_in_guest,
+        guest_asks_by_udp, guest_fetches, guest_pings, host_fetches, internet, serve_in_guest,
         serve_on_host, stranger_connects,
     },
 };
@@ -85,7 +85,8 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
     })
     .unwrap();
     let guest_gets = |distro: &str, address: Ipv4Addr, port| {
-        let line = format!("timeout 3 wget -q -O - http://{address}:{port}/ >/dev/null && echo yes");
+        let line =
+            format!("timeout 3 wget -q -O - http://{address}:{port}/ >/dev/null && echo yes");
         home.sh(distro, &line).text() == "yes"
     };
     let http = at(internet(), servers::HTTP);
@@ -101,7 +102,7 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
         ("VM → internet, TCP", guest_fetches(home, SMALL, http)),
         (
             "VM → internet, UDP",
-            guest_echoes_udp(home, SMALL, internet()),
+            guest_asks_by_udp(home, SMALL, internet()),
         ),
         (
             "VM → internet, ICMP",

@@ -148,8 +148,9 @@ fn an_isolated_room_holds_against_its_root() {
     let vm = net["status"]["address"].as_str().unwrap().to_owned();
     let gateway = net["status"]["gateway"].as_str().unwrap().to_owned();
     let tries = |target: &str| {
-        let line =
-            format!("timeout 3 wget -q -O - http://{target}/ >/dev/null && echo reached || echo no");
+        let line = format!(
+            "timeout 3 wget -q -O - http://{target}/ >/dev/null && echo reached || echo no"
+        );
         home.sh("jail", &line).ok()
     };
     let own = address(&home, "jail");

@@ -6,7 +6,7 @@ use crate::{
     connect::{self, Daemon},
     printer::Tone,
     surroundings::Context,
-    text::{Facts, Table, number, printable, with},
+    text::{Facts, Table, number, printable, with, wrap},
     trouble::Trouble,
     verbs::show::on,
     view,
@@ -72,7 +72,9 @@ fn show_text(
     if !status.reach.is_empty() {
         out.extend(["\n", &heading("Who reaches whom"), "\n"]);
         for sentence in &status.reach {
-            out.extend(["  ", &printable(&sentence.replace('\n', " ")), "\n"]);
+            let sentence = printable(&sentence.replace('\n', " ")).into_owned();
+            let room = width.map_or(usize::MAX, |w| w.saturating_sub(4));
+            out.extend(["  ", &wrap(&sentence, room).join("\n    "), "\n"]);
         }
     }
     out
@@ -302,6 +304,11 @@ mod tests {
              \n\
              Who reaches whom\n  \
                the machine reaches the host\\u{7}\n"
+        );
+        let narrow = show_text(&reply(), Some(24), str::to_owned);
+        assert!(
+            narrow.ends_with("\n  the machine reaches\n    the host\\u{7}\n"),
+            "{narrow}"
         );
         // A network that is off has little to tell.
         assert_eq!(

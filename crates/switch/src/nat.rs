@@ -332,7 +332,7 @@ impl NatRecord {
                 record.place();
                 if record.validate().is_ok() {
                     let warning = format!(
-                        "the network {old} stays, but gateway {} and VM address {} cannot be used ({error}): {} and {} are from now on",
+                        "the network {old} stays, but gateway {} and VM address {} cannot be used ({error}): {} and {} are used from now on",
                         self.gateway, self.address, record.gateway, record.address
                     );
                     return Ok(Some(Renewal { record, warning }));
@@ -347,7 +347,7 @@ impl NatRecord {
             ..Self::choose(&self.id, &self.name, &taken)?
         };
         let warning = format!(
-            "the recorded network {old} cannot be used ({why}): {} is from now on, with the VM at {}",
+            "the recorded network {old} cannot be used ({why}): {} is used from now on, with the VM at {}",
             record.subnet, record.address
         );
         Ok(Some(Renewal { record, warning }))

@@ -25,12 +25,16 @@ use super::{
 };
 use crate::{
     engine::{Engine, lock},
+    lifecycle::VmState,
     state::NetworkKind,
     vm::Running,
 };
 
 /// How long to wait before a network that could not be opened is tried again; doubled up to the last.
 const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// How long QEMU may take to be gone after what its card was connected to.
+const GOING: Duration = Duration::from_millis(150);
 
 /// How long the end of everything may take.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -353,6 +357,10 @@ impl Live {
             loop {
                 let backend = self.backend();
                 let how = backend.ended().await;
+                // What stands behind the card of a VM that ends goes with it.
+                if self.vm_ends(&running).await {
+                    return;
+                }
                 self.say(
                     "backend",
                     Some(format!(
@@ -370,6 +378,18 @@ impl Live {
             () = self.ending.cancelled() => {}
             () = work => {}
         }
+    }
+
+    /// Tells whether the VM is at its end: it was asked to stop, or QEMU goes right now.
+    async fn vm_ends(&self, running: &Running) -> bool {
+        let stopping = self
+            .engine
+            .upgrade()
+            .is_none_or(|e| e.vm.state() == VmState::Stopping);
+        stopping
+            || tokio::time::timeout(GOING, running.machine.ended())
+                .await
+                .is_ok()
     }
 
     /// Opens it, puts the VM's card on it and tells the guest; tried until it works.

@@ -179,10 +179,14 @@ impl Engine {
                 })?;
             address = Some(wanted);
         }
-        if kind != NetworkKind::Shared && address.is_none() {
-            // Chosen now, so that it can be told.
-            let network = self.nat_record().await?;
-            address = network.room_address(&record.id.to_string(), &self.taken_rooms(record.id));
+        if kind != NetworkKind::Shared
+            && let Ok(network) = self.nat_record().await
+        {
+            let taken = self.taken_rooms(record.id);
+            if address.is_none_or(|a| network.check_room(a, &taken).is_err()) {
+                // Chosen now, so that it can be told.
+                address = network.room_address(&record.id.to_string(), &taken);
+            }
         }
         let id = record.id;
         self.blocking(move |r| r.set_network(id, kind, address).map_err(|e| e.failure()))

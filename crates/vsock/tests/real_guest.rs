@@ -178,6 +178,7 @@ async fn a_linux_guest_talks_through_plug_pause_and_replug() {
         console_log: dir.path().join("console.log"),
         stderr_log: dir.path().join("qemu.log"),
         patience: PATIENCE,
+        nic: Vec::new(),
     };
     let begun = Instant::now();
     let machine = Machine::launch(config, options).await.unwrap();

@@ -44,7 +44,11 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     if profile == Profile::Release {
         host.arg("--release");
     }
-    step("build hostel, hosteld and hostel-net", &mut host, BUILD_LIMIT)?;
+    step(
+        "build hostel, hosteld and hostel-net",
+        &mut host,
+        BUILD_LIMIT,
+    )?;
 
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     // With a target, also when it is the host's: without, the flags would apply to procedural macros, which cannot be

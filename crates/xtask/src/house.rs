@@ -7,20 +7,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::run::{cargo, metadata, output, root};
 
 /// Who stands where; a crate uses only what stands lower. Equal is not lower: mechanisms do not know each other.
-const LAYERS: [(u8, &[&str]); 6] = [
+const LAYERS: [(u8, &[&str]); 7] = [
     (0, &["hostel-model"]),
+    (1, &["hostel-wslconf", "hostel-proto", "hostel-sys"]),
+    (2, &["hostel-netlink"]),
+    (3, &["hostel-bridge"]),
     (
-        1,
-        &[
-            "hostel-wslconf",
-            "hostel-proto",
-            "hostel-sys",
-            "hostel-netlink",
-        ],
-    ),
-    (2, &["hostel-bridge"]),
-    (
-        3,
+        4,
         &[
             "hostel-instance",
             "hostel-rootfs",
@@ -34,15 +27,15 @@ const LAYERS: [(u8, &[&str]); 6] = [
             "hostel-image",
         ],
     ),
-    (4, &["hostel-engine"]),
-    (5, &["hostel-cli", "hostel-daemon", "hostel-guest-init"]),
+    (5, &["hostel-engine"]),
+    (6, &["hostel-cli", "hostel-daemon", "hostel-guest-init"]),
 ];
 
 /// Beside the tree: nothing that ships uses them, except in tests.
 const BESIDE: [&str; 3] = ["hostel-testkit", "hostel-xtask", "hostel-tests"];
 
 /// What the guest uses of ours, besides foundations.
-const GUEST_USES: [&str; 2] = ["hostel-instance", "hostel-rootfs"];
+const GUEST_USES: [&str; 3] = ["hostel-instance", "hostel-netlink", "hostel-rootfs"];
 
 /// Crates that must not be in the guest: C code, TLS, HTTP clients.
 const NOT_IN_GUEST: [&str; 12] = [
@@ -110,7 +103,7 @@ fn judge(user: &str, used: &str) -> Option<String> {
         _ if user == "hostel-guest-init" => !GUEST_USES.contains(&used),
         (Some(user), Some(used)) => used >= user,
         // Beside the tree: the tests use the fixtures, and for fuzzing what parses; never the engine or programs.
-        (None, Some(used)) => !(user == "hostel-tests" && used <= 3),
+        (None, Some(used)) => !(user == "hostel-tests" && used <= 4),
         (None, None) => !(user == "hostel-tests" && used == "hostel-testkit"),
         (Some(_), None) => true,
     };

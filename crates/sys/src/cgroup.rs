@@ -45,11 +45,13 @@ pub fn open(hierarchy: impl AsFd, number: u64) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
     fn what_is_no_control_group_is_an_error() {
-        let root = std::fs::File::open("/").unwrap();
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         assert!(open(&root, 1).is_err());
     }
 }

@@ -43,10 +43,12 @@ pub(crate) fn guest_pings(home: &Home, distro: &str, address: IpAddr) -> bool {
     answer(&home.sh(distro, &line)).is_some()
 }
 
-/// Starts a web server inside a distribution that answers every request with the distribution's own name.
+/// Starts a web server inside a distribution that answers every request with the distribution's own name. It ends with
+/// what is returned: a shell takes the hang-up, which to the server itself means to read its configuration again.
 pub(crate) fn serve_in_guest(home: &Home, distro: &str, address: &str, port: u16) -> Running {
     let line = format!(
-        "mkdir -p /tmp/www && echo {distro} >/tmp/www/index.html && exec httpd -f -p {address}:{port} -h /tmp/www"
+        "mkdir -p /tmp/www && echo {distro} >/tmp/www/index.html && \
+         {{ httpd -f -p {address}:{port} -h /tmp/www & trap 'kill $!; exit' HUP; wait; }}"
     );
     let server = home.start(&["-d", distro, "--", &line]);
     let local = if address.starts_with('[') {

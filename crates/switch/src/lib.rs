@@ -3,6 +3,7 @@
 //!
 //! Not for: QEMU's command line, changing anything of the host itself (that is `hostel-net`'s), relaying ports. A mechanism.
 
+mod addresses;
 mod advice;
 mod backend;
 mod filter;
@@ -13,6 +14,7 @@ mod programs;
 mod rooms;
 
 pub use self::{
+    addresses::HostAddresses,
     backend::{
         Adapter, Backend, FilterSpec, GuestIpv6, GuestNetwork, Kind, NetdevSpec, OpenError, Opened,
         ParseKindError, Verdict, Wanted, open, probe,

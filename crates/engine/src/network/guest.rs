@@ -61,8 +61,12 @@ fn by_gateway(guest: &GuestNetwork, proxied: bool) -> GuestDns {
     }
 }
 
-/// Says it in the words of the wire.
-pub(super) fn message(guest: &GuestNetwork, dns: GuestDns) -> v1::GuestNetwork {
+/// Says it in the words of the wire. `host_addresses` is what is the host itself.
+pub(super) fn message(
+    guest: &GuestNetwork,
+    dns: GuestDns,
+    host_addresses: Vec<String>,
+) -> v1::GuestNetwork {
     v1::GuestNetwork {
         address: guest.address.to_string(),
         prefix: guest.prefix.into(),
@@ -86,6 +90,8 @@ pub(super) fn message(guest: &GuestNetwork, dns: GuestDns) -> v1::GuestNetwork {
             .unwrap_or_default(),
         hide_rooms: guest.hide_rooms,
         generate_resolv_conf: true,
+        host_addresses,
+        ..v1::GuestNetwork::default()
     }
 }
 
@@ -128,8 +134,9 @@ mod tests {
         );
         assert_eq!(dns.servers, ["10.255.255.254"]);
         assert_eq!(dns.search, ["example.test"]);
-        let message = message(&guest(), dns);
+        let message = message(&guest(), dns, vec!["192.0.2.5/32".to_owned()]);
         assert_eq!(message.dns_tunnel, "10.255.255.254");
+        assert_eq!(message.host_addresses, ["192.0.2.5/32"]);
         assert!(message.hide_rooms && message.relay_address.is_empty());
     }
 

@@ -11,7 +11,7 @@ use hostel_dns::{Gateway, Names, Resolver};
 use hostel_model::{DistroId, firewall::Source};
 use hostel_proto::v1;
 use hostel_relay::{Limits, Relay};
-use hostel_switch::{Backend, NatRecord, Verdict};
+use hostel_switch::{Backend, HostAddresses, NatRecord, Verdict};
 use hostel_wslconf::HostNames;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,8 @@ pub(crate) struct Live {
     gateway: Mutex<Option<CancellationToken>>,
     /// The UDP ports that the guest is to tell of.
     pub(super) udp: watch::Sender<BTreeSet<u16>>,
+    /// What is the host itself.
+    host_addresses: watch::Sender<Vec<String>>,
     /// What is wrong now, by what it is about.
     troubles: Mutex<BTreeMap<&'static str, String>>,
     /// Whether the host's own names are ours to write; false from the end on.
@@ -105,6 +107,7 @@ impl Live {
             wiring,
             gateway: Mutex::default(),
             udp: watch::channel(udp).0,
+            host_addresses: watch::Sender::default(),
             troubles: Mutex::default(),
             host_turn: tokio::sync::Mutex::new(true),
             ending: CancellationToken::new(),
@@ -118,6 +121,8 @@ impl Live {
         }
         live.tell_names();
         live.serve_gateway().await;
+        // Before the guest is told for the first time.
+        live.read_addresses();
         live
     }
 
@@ -136,6 +141,7 @@ impl Live {
         tasks.spawn(live.follow_backend(vm));
         let (live, vm) = both();
         tasks.spawn(live.follow_host(vm));
+        tasks.spawn(Arc::clone(self).follow_addresses());
         tasks.spawn(Arc::clone(self).follow_registry());
         let live = Arc::clone(self);
         tasks.spawn(async move {
@@ -180,7 +186,7 @@ impl Live {
             proxied,
             &self.resolver.host().borrow(),
         );
-        message(&guest, dns)
+        message(&guest, dns, self.host_addresses.borrow().clone())
     }
 
     /// Returns how the registered distributions are on the network.
@@ -318,9 +324,53 @@ impl Live {
         }
     }
 
-    /// Follows the host's resolvers and search domains (DNS-2, DNS-4).
+    /// Notes what is the host itself. Blocks for microseconds.
+    fn read_addresses(&self) {
+        match HostAddresses::read() {
+            Ok(now) => {
+                self.host_addresses.send_if_modified(|old| {
+                    let changed = *old != now;
+                    *old = now;
+                    changed
+                });
+                self.say("addresses", None);
+            }
+            Err(error) => self.say(
+                "addresses",
+                Some(format!(
+                    "the host's addresses cannot be listed: isolated distributions may reach new ones: {error}"
+                )),
+            ),
+        }
+    }
+
+    /// Follows the host's addresses, which isolated distributions do not reach.
+    async fn follow_addresses(self: Arc<Self>) {
+        let work = async {
+            let addresses = HostAddresses::follow()?;
+            loop {
+                self.read_addresses();
+                addresses.changed().await?;
+            }
+        };
+        let outcome: std::io::Result<()> = tokio::select! {
+            () = self.ending.cancelled() => return,
+            outcome = work => outcome,
+        };
+        if let Err(error) = outcome {
+            self.say(
+                "addresses",
+                Some(format!(
+                    "the host's addresses are not followed: isolated distributions may reach new ones: {error}"
+                )),
+            );
+        }
+    }
+
+    /// Follows the host's resolvers and search domains (DNS-2, DNS-4), and its addresses.
     async fn follow_host(self: Arc<Self>, running: Arc<Running>) {
         let mut host = self.resolver.host();
+        let mut addresses = self.host_addresses.subscribe();
         // What was told at the start may be older.
         let mut told = None;
         loop {
@@ -332,6 +382,7 @@ impl Live {
             tokio::select! {
                 () = self.ending.cancelled() => return,
                 changed = host.changed() => if changed.is_err() { return },
+                _ = addresses.changed() => {}
             }
         }
     }

@@ -22,7 +22,7 @@ impl Rooms {
         self.table().insert(distro, Arc::new(namespace));
     }
 
-    /// Forgets a distribution's network namespace. Those who watch it let go of it within seconds.
+    /// Forgets a distribution's network namespace. Those who watch it let go of it when they look again.
     pub(crate) fn remove(&self, distro: &str) {
         self.table().remove(distro);
     }

@@ -26,6 +26,8 @@ pub(crate) enum NetworkError {
     BadAddress(String),
     #[error("`{0}` is not an IPv6 address, the machine's own with the length of its prefix")]
     BadAddress6(String),
+    #[error("`{0}` is not an address of the host, or a prefix of some")]
+    BadHost(String),
     #[error("{0} is not the length of an IPv4 prefix")]
     BadPrefix(u32),
     #[error("no network interface with hardware address {mac} appeared within {} seconds", APPEAR.as_secs())]
@@ -62,6 +64,8 @@ pub(crate) struct Network {
     pub(crate) dns: Vec<IpAddr>,
     /// Rooms leave with the machine's address.
     pub(crate) hide_rooms: bool,
+    /// What is the host itself.
+    pub(crate) host: Vec<Prefix>,
 }
 
 impl Network {
@@ -90,6 +94,11 @@ impl Network {
             },
             dns,
             hide_rooms: wanted.hide_rooms,
+            host: wanted
+                .host_addresses
+                .iter()
+                .map(|text| text.parse().map_err(|_| NetworkError::BadHost(shown(text))))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -337,6 +346,7 @@ mod tests {
         assert!(bad(|n| n.ipv6_address = "fd00::1".into()));
         assert!(bad(|n| n.ipv6_address = "1.2.3.4/8".into()));
         assert!(bad(|n| n.ipv6_gateway = "1.2.3.4".into()));
+        assert!(bad(|n| n.host_addresses = vec!["192.0.2.300".into()]));
         assert!(bad(|n| n.prefix = 33));
         assert!(bad(|n| n.prefix = 0));
     }

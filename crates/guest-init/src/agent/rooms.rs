@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::netns::Rooms;
 use super::network::{Network, NetworkError, let_loopback_in};
+use super::ports::Ports;
 use crate::console::{Level, chain, say};
 use room::{ALIAS, Plan};
 
@@ -61,6 +62,8 @@ pub(crate) struct Keeper {
     state: Mutex<State>,
     /// Where others look for namespaces.
     rooms: Arc<Rooms>,
+    /// Watches what listens in them.
+    ports: Arc<Ports>,
     /// Becomes true when the kernel can load modules.
     modules: watch::Receiver<bool>,
 }
@@ -83,10 +86,15 @@ struct Room {
 
 impl Keeper {
     /// Makes a keeper without rooms. `modules` says when modules can be loaded.
-    pub(crate) fn new(rooms: Arc<Rooms>, modules: watch::Receiver<bool>) -> Arc<Self> {
+    pub(crate) fn new(
+        rooms: Arc<Rooms>,
+        ports: Arc<Ports>,
+        modules: watch::Receiver<bool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             rooms,
+            ports,
             modules,
         })
     }
@@ -127,6 +135,8 @@ impl Keeper {
             return;
         };
         self.rooms.remove(id);
+        // It lets go of the namespace.
+        self.ports.look_again();
         let closed = room.plan.close(state.card);
         for result in [closed, state.write_filter()] {
             if let Err(error) = result {
@@ -216,6 +226,7 @@ impl Keeper {
             return Err(error);
         }
         self.rooms.insert(id.to_owned(), others);
+        self.ports.look_again();
         Ok(path)
     }
 

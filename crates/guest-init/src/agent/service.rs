@@ -251,13 +251,14 @@ impl State {
         // In the machine this is `/init`.
         let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
         let modules = ModulesDisk::default();
-        let keeper = Keeper::new(rooms.clone(), modules.mounted());
+        let ports = Ports::new(rooms.clone(), PortEvents::Traced);
+        let keeper = Keeper::new(rooms.clone(), ports.clone(), modules.mounted());
         Arc::new(Self {
             distros: Distros::new(sessions.clone(), keeper.clone(), program),
             sessions,
             modules,
             keeper,
-            ports: Ports::new(rooms.clone(), PortEvents::Traced),
+            ports,
             connector: Connector::new(dialer, rooms),
             dns: Dns::new(),
             power_off: CancellationToken::new(),

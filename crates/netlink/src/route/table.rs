@@ -21,11 +21,15 @@ const TABLE: u16 = 15;
 
 /// The main table.
 const MAIN: u8 = 254;
+/// The kernel's own, of what is for this machine.
+const LOCAL: u8 = 255;
 /// Set by an administrator.
 const STATIC: u8 = 4;
 /// Set by whoever: matches every one.
 const ANY_ORIGIN: u8 = 0;
 const UNICAST: u8 = 1;
+/// Types of what is for this machine: its addresses, broadcasts, IPv6's anycasts.
+const FOR_US: [u8; 3] = [2, 3, 4];
 const FIXED: usize = 12;
 /// The gateway is reachable though no address says so.
 const ON_LINK: u32 = 4;
@@ -143,6 +147,13 @@ impl Routing {
         self.socket.list(&message, read)
     }
 
+    /// Lists what this machine takes for itself: its addresses and the broadcasts of its networks, the loopback too.
+    pub fn local(&self) -> Result<Vec<Prefix>, NetlinkError> {
+        let mut message = Message::new(GET, flags::REQUEST | flags::DUMP);
+        message.bytes(&[0; FIXED]);
+        self.socket.list(&message, read_local)
+    }
+
     /// Sets a way in the place of the one to the same network with the same metric.
     pub fn replace_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let how = flags::REQUEST | flags::ACKNOWLEDGE | flags::CREATE | flags::REPLACE;
@@ -191,20 +202,13 @@ fn request(kind: u16, how: u16, route: &Route, origin: u8) -> Message {
 
 /// Returns the number of the table as well.
 fn read(answer: Answer<'_>) -> Option<(u32, Route)> {
-    let head = answer.body.get(..FIXED)?;
-    let attributes = Attributes::after(answer.body, FIXED);
-    let table = attributes.native(TABLE).unwrap_or(head[4].into());
-    if answer.kind != NEW || head[7] != UNICAST {
+    let (head, attributes) = split(&answer)?;
+    if head[7] != UNICAST {
         return None;
     }
-    let anywhere = match head[0] {
-        2 => Prefix::all_v4().address,
-        10 => Prefix::all_v6().address,
-        _ => return None,
-    };
     let address = |kind| attributes.find(kind).and_then(from_octets);
     let route = Route {
-        destination: Prefix::new(address(DESTINATION).unwrap_or(anywhere), head[1])?,
+        destination: destination(head, &attributes)?,
         index: attributes.native(INTERFACE).unwrap_or_default(),
         gateway: address(GATEWAY),
         source: address(SOURCE),
@@ -216,7 +220,32 @@ fn read(answer: Answer<'_>) -> Option<(u32, Route)> {
         metric: attributes.native(METRIC).unwrap_or_default(),
         on_link: u32::from_ne_bytes(head[8..12].try_into().ok()?) & ON_LINK != 0,
     };
-    Some((table, route))
+    Some((table(head, &attributes), route))
+}
+
+fn read_local(answer: Answer<'_>) -> Option<Prefix> {
+    let (head, attributes) = split(&answer)?;
+    let for_us = table(head, &attributes) == u32::from(LOCAL) && FOR_US.contains(&head[7]);
+    for_us.then(|| destination(head, &attributes)).flatten()
+}
+
+fn split<'a>(answer: &Answer<'a>) -> Option<(&'a [u8], Attributes<'a>)> {
+    let head = answer.body.get(..FIXED)?;
+    (answer.kind == NEW).then(|| (head, Attributes::after(answer.body, FIXED)))
+}
+
+fn table(head: &[u8], attributes: &Attributes<'_>) -> u32 {
+    attributes.native(TABLE).unwrap_or(head[4].into())
+}
+
+fn destination(head: &[u8], attributes: &Attributes<'_>) -> Option<Prefix> {
+    let anywhere = match head[0] {
+        2 => Prefix::all_v4().address,
+        10 => Prefix::all_v6().address,
+        _ => return None,
+    };
+    let address = attributes.find(DESTINATION).and_then(from_octets);
+    Prefix::new(address.unwrap_or(anywhere), head[1])
 }
 
 #[cfg(test)]
@@ -227,6 +256,7 @@ mod tests {
         #[test]
         fn any_route_is_read_without_a_panic(body in proptest::collection::vec(0u8..=255, 0..80)) {
             let _ = read(Answer { kind: NEW, flags: 0, sequence: 0, body: &body });
+            let _ = read_local(Answer { kind: NEW, flags: 0, sequence: 0, body: &body });
         }
     }
 }

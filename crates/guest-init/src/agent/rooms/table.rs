@@ -19,6 +19,9 @@ pub(super) const TABLE: &str = "hostel";
 /// The set of the interfaces of isolated rooms.
 const ISOLATED: &str = "isolated";
 
+/// The sets of what is the host itself, of either family.
+const HOST: [&str; 2] = ["host4", "host6"];
+
 /// Beginning of the names of all rooms' interfaces.
 const ROOMS: &str = "room*";
 
@@ -48,9 +51,13 @@ pub(super) fn table(network: Option<&Network>, rooms: &[&Plan]) -> Option<Table>
         return Some(table);
     }
     let set = Set::new(ISOLATED, Elements::Interfaces(isolated));
+    let host = || network.iter().flat_map(|n| &n.host).copied().collect();
+    let [four, six] = HOST;
     Some(
         table
             .set(set)
+            .set(Set::new(four, Elements::Networks4(host())))
+            .set(Set::new(six, Elements::Networks6(host())))
             .chain(through(network))
             .chain(reaching(network))
             .chain(towards()),
@@ -134,7 +141,8 @@ fn leaving(network: &Network) -> Chain {
     chain
 }
 
-/// What isolated rooms send through the machine, and what is sent to them: the internet, and the host's way in.
+/// What isolated rooms send through the machine, and what is sent to them: the internet, and the host's way in. The host is
+/// closed at all of its addresses, not at the gateway's alone.
 fn through(network: Option<&Network>) -> Chain {
     let mut chain = base("through", Kind::Filter, Hook::Forward, Priority::FILTER)
         .rule(Rule::new().state(States::ANSWERS).accept())
@@ -143,14 +151,20 @@ fn through(network: Option<&Network>) -> Chain {
     let own = network.iter().flat_map(|n| [Some(n.address), n.address6]);
     let own: Vec<Prefix> = own.flatten().map(Prefix::network).collect();
     for server in network.iter().flat_map(|n| &n.dns) {
-        if own.iter().any(|prefix| prefix.contains(*server)) {
+        let host = network.iter().flat_map(|n| &n.host);
+        if own.iter().chain(host).any(|p| p.contains(*server)) {
             chain = chain.rules(names(*server));
         }
     }
-    chain.rules(
-        own.into_iter()
-            .map(|prefix| refuse(Rule::new().input_in(ISOLATED).destination(prefix))),
-    )
+    let from = || Rule::new().input_in(ISOLATED);
+    let [four, six] = HOST;
+    chain
+        .rules(
+            own.into_iter()
+                .map(|prefix| refuse(from().destination(prefix))),
+        )
+        .rule(refuse(from().destination4_in(four)))
+        .rule(refuse(from().destination6_in(six)))
 }
 
 /// What isolated rooms send to the machine itself: questions about names, and what IPv6 needs to find its neighbours.

@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::*;
 use crate::agent::netns::within;
 use crate::agent::network::loopback_up;
+use crate::agent::ports::Events;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0xab, 0xcd, 1];
 const GATEWAY: &str = "172.19.128.1";
@@ -50,7 +51,8 @@ impl World {
         .unwrap();
         let rooms = Rooms::new();
         let (_, modules) = watch::channel(true);
-        let keeper = Keeper::new(rooms.clone(), modules);
+        let ports = Ports::new(rooms.clone(), Events::None);
+        let keeper = Keeper::new(rooms.clone(), ports, modules);
         // The runtime's threads are where the one is that starts them.
         let runtime = machine.run(|| {
             loopback_up().unwrap();
@@ -316,6 +318,22 @@ fn an_isolated_room_has_the_internet_and_names_and_nobody_else() {
     machine.hears("172.19.133.7", 3000, "a to 172.19.132.144");
     let refusal = c.ask(MACHINE, 3000).unwrap_err();
     assert_ne!(refusal.kind(), io::ErrorKind::TimedOut, "{refusal}");
+    // The host's other addresses look like the internet; once they are known to be the host's they are closed, to isolated
+    // rooms alone.
+    let uplink = "192.0.2.5";
+    let six = "fd00:9::10";
+    world
+        .host
+        .sh(&format!("ip addr add {uplink}/24 dev lo"))
+        .unwrap();
+    c.hears(uplink, 3000, "host to 172.19.133.9");
+    world.configure(|n| {
+        n.relay_address = RELAY.into();
+        n.host_addresses = vec![format!("{uplink}/32"), "192.0.2.255".into(), six.into()];
+    });
+    c.hears_nothing(uplink, 3000);
+    c.hears(INTERNET, 3000, "host to 172.19.133.9");
+    a.hears(uplink, 3000, "host to 172.19.133.7");
     // Datagrams and echoes as well.
     let socket = c.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     let sink = machine.run(|| UdpSocket::bind("0.0.0.0:5000")).unwrap();

@@ -4,37 +4,49 @@
 //! here passes or fails a test: the table says which promise was kept.
 
 use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
+    ffi::OsString,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use hostel_testkit::Need;
 use hostel_tests::{
+    bench::{
+        Row, hand_in, head,
+        machine::{CommandLine, Initramfs},
+        median, ratio, rounds, seconds, time,
+    },
     home::Home,
     run::{DEADLINE, Running, host},
     world,
 };
 
-/// One line of the table.
-struct Row {
-    what: &'static str,
-    promise: &'static str,
-    seen: String,
-    kept: bool,
-}
-
 fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(world::internet::ROLE) {
+        return world::internet::serve();
+    }
     if std::env::args().any(|a| a == "--test" || a == "--list") {
         return Ok(());
     }
-    let rounds: usize = std::env::var("HOSTEL_BENCH_ROUNDS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(5);
+    for need in [
+        Need::Root,
+        Need::Program("qemu-system-x86_64"),
+        Need::Program("mmdebstrap"),
+    ] {
+        if hostel_testkit::require("bench promises", need).is_none() {
+            return Ok(());
+        }
+    }
+    // What comes from the real network is fetched before the door closes.
     let debian = hostel_testkit::debian_tar("bookworm")?;
     let small = hostel_testkit::busybox_tar()?;
+    world::kernel_store()?;
+    world::enter()?;
+    let rounds = rounds();
+    let size = fs_err::metadata(&debian)?.len() >> 20;
+    let head = head(&format!("The archive: {size} MiB."))?;
     let mut rows = Vec::new();
 
     imports(&debian, rounds, &mut rows)?;
@@ -52,12 +64,7 @@ fn main() -> Result<()> {
     home.run(&["shutdown"]).ok();
     sizes(&mut rows)?;
 
-    let report = report(&rows, &debian, rounds)?;
-    print(&report);
-    if let Some(path) = std::env::var_os("HOSTEL_BENCH_REPORT") {
-        fs_err::write(PathBuf::from(path), report)?;
-    }
-    Ok(())
+    hand_in(&head, &rows)
 }
 
 /// Import of a Debian tar, beside the same by tar and mke2fs; import of the same image again.
@@ -272,71 +279,20 @@ fn sizes(rows: &mut Vec<Row>) -> Result<()> {
 
 /// The same kernel on the same QEMU with an init that only says it is there.
 struct BareBoot {
-    arguments: Vec<String>,
+    arguments: Vec<OsString>,
     _dir: tempfile::TempDir,
 }
 
 impl BareBoot {
     /// Takes machine, processor, memory, firmware, kernel and kernel command line from a running QEMU of ours.
     fn like(pid: u32, home: &Home) -> Result<Self> {
-        let line = fs_err::read(format!("/proc/{pid}/cmdline"))?;
-        let words: Vec<String> = line
-            .split(|b| *b == 0)
-            .map(|w| String::from_utf8_lossy(w).into_owned())
-            .filter(|w| !w.is_empty())
-            .collect();
-        let value = |switch: &str| {
-            words
-                .iter()
-                .position(|w| w == switch)
-                .and_then(|i| words.get(i + 1))
-                .cloned()
-        };
         let dir = tempfile::tempdir_in(home.scratch("").parent().unwrap_or(Path::new("/tmp")))?;
         let init =
             "#!/bin/busybox sh\n/bin/busybox echo BARE-INIT-IS-THERE\n/bin/busybox poweroff -f\n";
-        let busybox = host("sh", &["-c", "command -v busybox"])?.ok();
         let initrd = dir.path().join("i.cpio");
-        fs_err::write(&initrd, newc(init.as_bytes(), &fs_err::read(busybox)?))?;
-        // Without the descriptor-backed memory object and the devices: only what a boot needs.
-        let machine = value("-machine")
-            .or_else(|| value("-M"))
-            .context("-machine")?;
-        let machine = machine
-            .split(',')
-            .filter(|p| !p.starts_with("memory-backend"))
-            .collect::<Vec<_>>()
-            .join(",");
-        let memory = value("-m").context("-m")?;
-        let mut arguments: Vec<String> = [
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-no-reboot",
-        ]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-        for (switch, text) in [
-            ("-machine", Some(machine)),
-            ("-accel", value("-accel")),
-            ("-cpu", value("-cpu")),
-            ("-smp", value("-smp")),
-            ("-m", Some(memory)),
-            ("-bios", value("-bios")),
-            ("-kernel", value("-kernel")),
-            ("-append", value("-append")),
-            ("-initrd", Some(initrd.display().to_string())),
-        ] {
-            if let Some(text) = text {
-                arguments.extend([switch.to_owned(), text]);
-            }
-        }
+        fs_err::write(&initrd, Initramfs::new(init)?.finish())?;
         Ok(Self {
-            arguments,
+            arguments: CommandLine::of(pid)?.bare(&initrd)?,
             _dir: dir,
         })
     }
@@ -362,109 +318,4 @@ impl BareBoot {
         child.wait()?;
         seen.context("the bare boot says nothing")
     }
-}
-
-/// Packs the smallest initramfs that says it is there: `/init`, `/bin/busybox` and `/dev/console`.
-fn newc(init: &[u8], busybox: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut inode = 0;
-    let mut add = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
-        inode += 1;
-        let fields = [
-            inode,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name.len() as u32 + 1,
-            0,
-        ];
-        out.extend_from_slice(b"070701");
-        for field in fields {
-            out.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        out.extend_from_slice(name.as_bytes());
-        out.push(0);
-        out.resize(out.len().next_multiple_of(4), 0);
-        out.extend_from_slice(data);
-        out.resize(out.len().next_multiple_of(4), 0);
-    };
-    add("bin", 0o040_755, (0, 0), &[]);
-    add("bin/busybox", 0o100_755, (0, 0), busybox);
-    add("dev", 0o040_755, (0, 0), &[]);
-    add("dev/console", 0o020_600, (5, 1), &[]);
-    add("init", 0o100_755, (0, 0), init);
-    add("TRAILER!!!", 0, (0, 0), &[]);
-    out
-}
-
-/// Writes the table.
-fn report(rows: &[Row], debian: &Path, rounds: usize) -> Result<String> {
-    let cpu = fs_err::read_to_string("/proc/cpuinfo")?;
-    let model = cpu
-        .lines()
-        .find_map(|l| l.strip_prefix("model name"))
-        .map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
-    let cores = std::thread::available_parallelism()?;
-    let kernel = host("uname", &["-r"])?.text();
-    let qemu = host("qemu-system-x86_64", &["--version"])?.text();
-    let date = host("date", &["-u", "+%Y-%m-%d"])?.text();
-    let mut text = String::new();
-    writeln!(text, "# Benchmarks\n")?;
-    writeln!(
-        text,
-        "Made by `cargo xtask bench`; median of {rounds} rounds, things that are compared measured in turn.\n"
-    )?;
-    writeln!(
-        text,
-        "{date}; {cores} x {model}; host kernel {kernel}; {}; TCG unless KVM works on the host.\nThe archive: {} MiB.\n",
-        qemu.lines().next().unwrap_or_default(),
-        fs_err::metadata(debian)?.len() >> 20
-    )?;
-    writeln!(text, "| what | promise | seen | kept |\n|---|---|---|---|")?;
-    for row in rows {
-        writeln!(
-            text,
-            "| {} | {} | {} | {} |",
-            row.what,
-            row.promise,
-            row.seen,
-            if row.kept { "yes" } else { "**no**" }
-        )?;
-    }
-    Ok(text)
-}
-
-fn time(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn ratio(a: Duration, b: Duration) -> f64 {
-    a.as_secs_f64() / b.as_secs_f64()
-}
-
-fn seconds(time: Duration) -> String {
-    if time < Duration::from_secs(1) {
-        format!("{} ms", time.as_millis())
-    } else {
-        format!("{:.2} s", time.as_secs_f64())
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
-fn print(report: &str) {
-    println!("{report}");
 }

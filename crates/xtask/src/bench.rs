@@ -1,4 +1,4 @@
-//! The benchmark of the promises, and the page that tells its result.
+//! The benchmarks of the promises, and the page that tells their result.
 
 use std::{io, path::Path, time::Duration};
 
@@ -13,7 +13,13 @@ use crate::{
 const PAGE: &str = "docs/benchmarks.md";
 /// Where the part begins that people write, and that stays when the rest is made anew.
 const BY_HAND: &str = "## What is left and why";
-/// How long all rounds may take.
+/// The benchmarks, each of which adds rows to one table; the first writes what stands above it.
+const BENCHES: [(&str, &str); 3] = [
+    ("hostel-tests", "promises"),
+    ("hostel-tests", "network"),
+    ("hostel-relay", "relay"),
+];
+/// How long all rounds of one may take.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Builds everything for release, measures, and writes the page; `rounds` of each measurement, 5 unless given.
@@ -25,14 +31,23 @@ pub(crate) fn bench(rounds: Option<&str>) -> Result<()> {
     }
     let programs = build::build(build::Profile::Release)?;
     let report = tempfile::NamedTempFile::new()?;
-    let mut command = cargo(&["bench", "--package", "hostel-tests", "--bench", "promises"]);
-    command
-        .env("HOSTEL_TEST_BIN_DIR", programs)
-        .env("HOSTEL_BENCH_REPORT", report.path());
-    if let Some(rounds) = rounds {
-        command.env("HOSTEL_BENCH_ROUNDS", rounds);
+    for (package, bench) in BENCHES {
+        let words = ["bench", "--package", package, "--bench", bench];
+        // Compiled before anything is measured.
+        step(
+            "build the benchmark",
+            cargo(&words).arg("--no-run"),
+            build::BUILD_LIMIT,
+        )?;
+        let mut command = cargo(&words);
+        command
+            .env("HOSTEL_TEST_BIN_DIR", &programs)
+            .env("HOSTEL_BENCH_REPORT", report.path());
+        if let Some(rounds) = rounds {
+            command.env("HOSTEL_BENCH_ROUNDS", rounds);
+        }
+        step(bench, &mut command, LIMIT)?;
     }
-    step("bench", &mut command, LIMIT)?;
     let made = fs_err::read_to_string(report.path())?;
     if made.is_empty() {
         bail!("the benchmark wrote no report");

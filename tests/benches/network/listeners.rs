@@ -1,0 +1,171 @@
+//! How soon a listener is on the host, how soon it is gone, and what watching many costs.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hostel_tests::{
+    bench::{
+        Row, median,
+        peer::{Control, Server},
+        rounds, seconds,
+    },
+    home::Home,
+    run::{DEADLINE, until},
+};
+use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+
+use crate::site::{ALL, Site};
+
+/// How many "many" are, and their first port.
+const MANY: u16 = 2000;
+const FIRST: u16 = 20_000;
+/// How long the idle machine is looked at.
+const IDLE: Duration = Duration::from_secs(20);
+/// Between two looks at a port.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// A few listeners, then many.
+pub(crate) fn seen_and_gone(site: &Site) -> Result<Vec<Row>> {
+    let server = Server {
+        address: site.address,
+        first: ALL,
+    };
+    let mut control = server.control()?;
+    let mut ports = 9000..;
+    let few = samples(&mut control, &mut ports)?;
+    control.tell(&format!("listen,{FIRST},{MANY},0.0.0.0"))?;
+    until("all listeners are on the host", DEADLINE, || {
+        let listed = site.home.json(&["ports"]);
+        let text = listed.to_string();
+        let of_them = text.matches("\"forwarded\"").count();
+        (of_them >= usize::from(MANY)).then_some(())
+    })?;
+    let many = samples(&mut control, &mut ports)?;
+    let (agent, daemon) = idle(&site.home)?;
+    control.tell(&format!("close,{FIRST},{MANY}"))?;
+    let limit = Duration::from_millis(20);
+    let row = |what, few: Duration, many: Duration| Row {
+        what,
+        promise: "≤ 20 ms median",
+        seen: format!("{}; with {MANY} others {}", seconds(few), seconds(many)),
+        kept: few <= limit && many <= limit,
+    };
+    Ok(vec![
+        row("a new listener is on the host after", few.0, many.0),
+        row("a closed one is gone after", few.1, many.1),
+        Row {
+            what: "2,000 idle listeners",
+            promise: "≤ 1 % of a core",
+            seen: format!("agent {agent:.2} %, hosteld {daemon:.2} %"),
+            kept: agent + daemon <= 1.0,
+        },
+    ])
+}
+
+/// Returns the medians of the times until one listener is seen, and until it is gone.
+fn samples(
+    control: &mut Control,
+    ports: &mut impl Iterator<Item = u16>,
+) -> Result<(Duration, Duration)> {
+    let mut trips = Vec::new();
+    for _ in 0..15 {
+        let start = Instant::now();
+        control.tell("ping")?;
+        trips.push(start.elapsed());
+    }
+    // The order needs one half of a round trip to arrive; the socket changes after that.
+    let way = median(trips) / 2;
+    let (mut seen, mut gone) = (Vec::new(), Vec::new());
+    for _ in 0..rounds() * 5 {
+        let port = ports.next().context("ports are left")?;
+        let place = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let opened = order(control, &format!("listen,{port},1,0.0.0.0"), || {
+            TcpStream::connect(SocketAddr::V4(place)).is_ok()
+        })?;
+        seen.push(opened.saturating_sub(way));
+        let closed = order(control, &format!("close,{port},1"), || is_free(place))?;
+        gone.push(closed.saturating_sub(way));
+    }
+    Ok((median(seen), median(gone)))
+}
+
+/// Gives an order; returns the time until its effect is seen.
+fn order(control: &mut Control, order: &str, effect: impl Fn() -> bool) -> Result<Duration> {
+    let start = Instant::now();
+    control.send(order)?;
+    while !effect() {
+        if start.elapsed() > Duration::from_secs(30) {
+            bail!("`{order}` has no effect on the host");
+        }
+        thread::park_timeout(LOOK);
+    }
+    let time = start.elapsed();
+    control.answer()?;
+    Ok(time)
+}
+
+/// Tells whether nobody listens at an address, without disturbing who does or wants to.
+fn is_free(place: SocketAddrV4) -> bool {
+    let Ok(socket) = socket(AddressFamily::INET, SocketType::STREAM, None) else {
+        return false;
+    };
+    // Connections that are closing do not count then.
+    sockopt::set_socket_reuseaddr(&socket, true).is_ok() && bind(&socket, &place).is_ok()
+}
+
+/// Returns what the guest's agent and the daemon need of a processor, in per cent, while nothing happens.
+fn idle(home: &Home) -> Result<(f64, f64)> {
+    // One session for both looks: its start and end are not counted.
+    let line = format!(
+        "for p in /proc/[0-9]*; do read -r a < $p/comm; [ \"$a\" = init ] && agents=\"$agents $p\"; done; \
+         look() {{ cat $(for p in $agents; do echo $p/task/*/schedstat; done); }}; \
+         look; echo; sleep {}; look",
+        IDLE.as_secs()
+    );
+    let daemon = home.daemon_pid().context("the daemon runs")?;
+    let machine = home.start(&["debug-shell", "--", "sh", "-c", &line]);
+    let start = Instant::now();
+    let before = of_process(daemon)?;
+    let said = machine.wait(DEADLINE)?.ok();
+    let of_daemon = (of_process(daemon)? - before) / start.elapsed().as_secs_f64();
+    let (before, after) = said.split_once("\n\n").context("two looks")?;
+    let of_agent = (nanoseconds(after) - nanoseconds(before)) / 1e9 / IDLE.as_secs_f64();
+    Ok((of_agent * 100.0, of_daemon * 100.0))
+}
+
+/// Returns the processor time of a process of the host, in seconds.
+fn of_process(pid: u32) -> Result<f64> {
+    let mut all = 0.0;
+    for task in fs_err::read_dir(format!("/proc/{pid}/task"))? {
+        all += nanoseconds(&fs_err::read_to_string(task?.path().join("schedstat"))?);
+    }
+    Ok(all / 1e9)
+}
+
+/// Adds the first numbers of all lines.
+fn nanoseconds(schedstat: &str) -> f64 {
+    schedstat
+        .lines()
+        .filter_map(|l| l.split(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+/// For those who name an address of the host's loopback.
+pub(crate) fn answers(address: IpAddr, port: u16) -> bool {
+    use std::io::{Read as _, Write as _};
+    let at = SocketAddr::new(address, port);
+    let Ok(mut stream) = TcpStream::connect_timeout(&at, Duration::from_secs(2)) else {
+        return false;
+    };
+    let mut start = [0; 5];
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .is_ok()
+        && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
+        && stream.read_exact(&mut start).is_ok()
+        && start == *b"HTTP/"
+}

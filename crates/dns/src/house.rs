@@ -1,7 +1,7 @@
 //! The names of the house: `host.hostel`, `vm.hostel`, and one for each distribution.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -12,6 +12,9 @@ use crate::message::{A, AAAA, Data, PTR, reverse_name};
 
 /// The longest label that DNS knows.
 const MAX_LABEL: usize = 63;
+
+/// The names that no distribution gets.
+const HOUSE: [&str; 2] = ["host", "vm"];
 
 /// Who lives where. A distribution without a room of its own has the VM's addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,11 +29,28 @@ pub struct Names {
 
 /// Returns what stands before the domain in a distribution's name: the name cleaned as a host name is (BOOT-30), in lower
 /// case. A dot stays, so `Ubuntu-24.04` is `ubuntu-24.04.hostel`.
-pub fn host_label(name: &str) -> String {
+fn host_label(name: &str) -> String {
     let mut label = clean_hostname(name).to_ascii_lowercase();
     label.truncate(MAX_LABEL);
     label.truncate(label.trim_end_matches(['-', '.']).len());
     label
+}
+
+/// Returns what stands before the domain in the name of each distribution. One that is not in it gets no name: another one
+/// has the same, or it belongs to the house.
+pub fn labels<'a>(names: impl IntoIterator<Item = &'a DistroName>) -> BTreeMap<DistroName, String> {
+    let mut names: Vec<_> = names
+        .into_iter()
+        .map(|name| (name, host_label(name.as_str())))
+        .collect();
+    // Those whose name needs no cleaning go first: nobody takes a name from its rightful owner.
+    names.sort_by_key(|(name, label)| (!name.as_str().eq_ignore_ascii_case(label), *name));
+    let mut taken: HashSet<String> = HOUSE.map(str::to_owned).into();
+    names
+        .into_iter()
+        .filter(|(_, label)| taken.insert(label.clone()))
+        .map(|(name, label)| (name.clone(), label))
+        .collect()
 }
 
 /// What the house says to a question.
@@ -59,29 +79,19 @@ impl House {
             domain: domain.to_ascii_lowercase(),
             ..Self::default()
         };
-        house.add("host", &names.host);
-        house.add("vm", &names.vm);
-        // Those whose name needs no cleaning go first: nobody takes a name from its rightful owner.
-        let exact = |name: &DistroName| {
-            name.as_str()
-                .eq_ignore_ascii_case(&host_label(name.as_str()))
-        };
-        let (first, then): (Vec<_>, Vec<_>) = names.distros.iter().partition(|(n, _)| exact(n));
-        let mut left_out = Vec::new();
-        for (name, addresses) in first.into_iter().chain(then) {
-            if !house.add(&host_label(name.as_str()), addresses) {
-                left_out.push(name.clone());
-            }
+        for (label, addresses) in HOUSE.iter().zip([&names.host, &names.vm]) {
+            house.add(label, addresses);
         }
-        (house, left_out)
+        let labels = labels(names.distros.keys());
+        for (name, label) in &labels {
+            house.add(label, &names.distros[name]);
+        }
+        let nameless = names.distros.keys().filter(|n| !labels.contains_key(*n));
+        (house, nameless.cloned().collect())
     }
 
-    fn add(&mut self, label: &str, addresses: &[IpAddr]) -> bool {
+    fn add(&mut self, label: &str, addresses: &[IpAddr]) {
         let name = format!("{label}.{}", self.domain);
-        let Entry::Vacant(place) = self.forward.entry(name.clone()) else {
-            return false;
-        };
-        place.insert(addresses.to_vec());
         let mut rest = name.as_str();
         while let Some((_, parent)) = rest.split_once('.') {
             self.between.insert(parent.to_owned());
@@ -91,7 +101,7 @@ impl House {
             // The first one that has it: the host and the VM before a distribution that shares the VM's.
             self.reverse.entry(*address).or_insert(name.clone());
         }
-        true
+        self.forward.insert(name, addresses.to_vec());
     }
 
     /// Answers when the name is one of the house; `name` is in lower case.

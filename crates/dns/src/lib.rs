@@ -21,5 +21,5 @@ mod watch;
 
 pub use gateway::Gateway;
 pub use host::HostDns;
-pub use house::{Names, host_label};
+pub use house::{Names, labels};
 pub use resolver::{Resolver, Settings};

@@ -91,7 +91,7 @@ impl Live {
             .map_err(|e| chain(&e))
     }
 
-    /// Returns where the host finds each distribution: at its own address where the host has a route to it.
+    /// Returns where the host finds each distribution that has a name: at its own address where the host has a route to it.
     fn host_entries(&self) -> Vec<Entry> {
         let Some(engine) = self.engine.upgrade() else {
             return Vec::new();
@@ -99,19 +99,20 @@ impl Live {
         let guest = self.backend().guest();
         let direct = self.backend().kind() == hostel_switch::Kind::Root;
         let all = engine.registry.list();
+        let mut labels = hostel_dns::labels(all.iter().map(|d| &d.name));
         all.iter()
-            .map(|d| {
+            .filter_map(|d| {
+                let label = labels.remove(&d.name)?;
                 let address = match engine.room_of(d).address {
                     Some(room) if direct => room,
                     Some(room) => local_address(room),
                     None if direct => guest.address,
                     None => std::net::Ipv4Addr::LOCALHOST,
                 };
-                let label = hostel_dns::host_label(d.name.as_str());
-                Entry {
+                Some(Entry {
                     address: IpAddr::V4(address),
                     names: vec![format!("{label}.hostel")],
-                }
+                })
             })
             .collect()
     }

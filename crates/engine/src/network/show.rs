@@ -180,11 +180,12 @@ impl Engine {
     }
 
     fn network_guests(&self, record: Option<&NatRecord>) -> Vec<v1::NetworkGuest> {
-        self.registry
-            .list()
-            .into_iter()
+        let all = self.registry.list();
+        let mut labels = hostel_dns::labels(all.iter().map(|d| &d.name));
+        all.into_iter()
             .map(|d| {
                 let room = self.room_of(&d);
+                let label = labels.remove(&d.name);
                 let text = |a: Ipv4Addr| a.to_string();
                 v1::NetworkGuest {
                     distro: d.name.to_string(),
@@ -201,7 +202,9 @@ impl Engine {
                         .map(local_address)
                         .map(text)
                         .unwrap_or_default(),
-                    host_name: format!("{}.{DOMAIN}", hostel_dns::host_label(d.name.as_str())),
+                    host_name: label
+                        .map(|label| format!("{label}.{DOMAIN}"))
+                        .unwrap_or_default(),
                     running: self.distro_state(d.id) == DistroState::Running,
                 }
             })

@@ -1,16 +1,19 @@
 //! Distributions with a network of their own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use hostel_tests::{
     home::Home,
-    run::{DEADLINE, until},
-    world::{INTERNET, servers::PAGE},
+    run::{DEADLINE, Running, host, until},
+    world::{INTERNET, UPLINK, servers::PAGE},
 };
 
 use super::{
     Tests,
-    probe::{host_fetches, serve_in_guest},
+    probe::{host_fetches, serve_in_guest, serve_on_host},
 };
 use crate::shared::{SMALL, debian, small};
 
@@ -24,6 +27,7 @@ pub(crate) const TESTS: Tests = &[
         "an_isolated_room_holds_against_its_root",
         an_isolated_room_holds_against_its_root,
     ),
+    ("many_rooms_start_together", many_rooms_start_together),
     (
         "engines_inside_make_networks_of_their_own",
         engines_inside_make_networks_of_their_own,
@@ -92,8 +96,15 @@ fn a_room_is_moved_into_and_out_of() {
     home.run(&["restart", "mover"]).ok();
     home.run(&["start", SMALL]).ok();
     assert_eq!(inode(&home, SMALL), inode(&home, "mover"));
-    home.run(&["manage", "mover", "--network", "own"]).ok();
-    assert_eq!(address(&home, "mover"), first, "kept for life");
+    let vm = address(&home, "mover");
+    let said = home.run(&["manage", "mover", "--network", "own"]).ok();
+    assert!(
+        said.contains(&first.to_string()),
+        "kept for life, and told: {said}"
+    );
+    assert_eq!(address(&home, "mover"), vm, "what is in force is shown");
+    home.run(&["restart", "mover"]).ok();
+    assert_eq!(address(&home, "mover"), first);
 }
 
 /// #4304 of the reference, "by design" there.
@@ -138,48 +149,127 @@ fn rooms_share_a_port_number() {
     );
 }
 
-fn an_isolated_room_holds_against_its_root() {
-    let home = house(&["jail", "neighbour"]);
-    home.run(&["manage", "jail", "--network", "isolated"]).ok();
-    home.run(&["manage", "neighbour", "--network", "own"]).ok();
-    let _server = serve_in_guest(&home, "neighbour", "0.0.0.0", 3000);
-    let neighbour = address(&home, "neighbour");
-    let net = home.json(&["net", "show"]);
-    let vm = net["status"]["address"].as_str().unwrap().to_owned();
-    let gateway = net["status"]["gateway"].as_str().unwrap().to_owned();
-    let tries = |target: &str| {
-        let line = format!(
-            "timeout 3 wget -q -O - http://{target}/ >/dev/null && echo reached || echo no"
-        );
-        home.sh("jail", &line).ok()
-    };
-    let own = address(&home, "jail");
-    for attack in [
-        "true",
-        // Root of the room turns everything of its own off and around.
-        "ip route del default; ip route add default dev eth0",
-        &format!("ip addr add {vm}/32 dev eth0"),
-        &format!(
-            "ip addr del {own}/20 dev eth0; ip addr add {neighbour}/20 dev eth0; ip route add default dev eth0"
-        ),
-    ] {
-        home.sh("jail", &format!("{attack}; true")).ok();
-        for target in [
-            format!("{neighbour}:3000"),
-            format!("{vm}:3000"),
-            format!("{gateway}:80"),
-        ] {
-            assert_eq!(tries(&target), "no", "{target} after `{attack}`");
-        }
-    }
-    home.run(&["restart", "jail"]).ok();
-    assert_eq!(
-        home.sh("jail", &format!("wget -q -O - http://{INTERNET}/"))
-            .ok(),
-        PAGE
+/// Asks for a page at each place, all at once; returns where there was one.
+fn reached(home: &Home, distro: &str, places: &[String]) -> BTreeSet<String> {
+    let line = format!(
+        "for place in {}; do (timeout 3 wget -q -O /dev/null http://$place/ 2>/dev/null && echo $place) & done; wait",
+        places.join(" ")
     );
+    let found = home.sh(distro, &line).ok();
+    found.lines().map(str::to_owned).collect()
+}
+
+/// What root in a room does to its own network: every line has to work, or nothing was attacked.
+fn take_address(home: &Home, distro: &str, address: Ipv4Addr, gateway: Option<Ipv4Addr>) {
+    let way = gateway.map_or_else(|| "dev eth0".to_owned(), |g| format!("via {g} dev eth0"));
+    let line = format!(
+        "ip addr flush dev eth0 && ip addr add {address}/20 dev eth0 && ip route add default {way}"
+    );
+    home.sh(distro, &line).ok();
+}
+
+fn an_isolated_room_holds_against_its_root() {
+    let home = house(&[SMALL, "jail", "free", "neighbour"]);
+    for (name, network) in [("jail", "isolated"), ("free", "own"), ("neighbour", "own")] {
+        home.run(&["manage", name, "--network", network]).ok();
+    }
+    let _servers = [SMALL, "neighbour"].map(|name| serve_in_guest(&home, name, "0.0.0.0", 3000));
+    let port = serve_on_host(Ipv4Addr::UNSPECIFIED.into());
+    let net = home.json(&["net", "show"]);
+    let status = |key: &str| -> Ipv4Addr { net["status"][key].as_str().unwrap().parse().unwrap() };
+    let (vm, gateway) = (status("address"), status("gateway"));
+    let neighbour = address(&home, "neighbour");
+    let internet = INTERNET.to_owned();
+    let places = [
+        internet.clone(),
+        format!("{neighbour}:3000"),
+        format!("{vm}:3000"),
+        format!("{gateway}:{port}"),
+        // The host's own address on the internet's side: not in the VM's network at all.
+        format!("{UPLINK}:{port}"),
+    ];
+    let all = BTreeSet::from(places.clone());
+    let outside = BTreeSet::from([internet]);
+    let nowhere = BTreeSet::new();
+    // An ordinary room shows that there is somebody to reach.
+    assert_eq!(reached(&home, "free", &places), all);
+    assert_eq!(reached(&home, "jail", &places), outside);
+
+    // Another way out: straight onto the wire, where everything is answered for.
+    for name in ["jail", "free"] {
+        let line = "ip route del default && ip route add default dev eth0";
+        home.sh(name, line).ok();
+    }
+    assert_eq!(reached(&home, "free", &places), all);
+    assert_eq!(reached(&home, "jail", &places), outside);
+
+    // Another address beside its own.
+    home.sh("jail", &format!("ip addr add {vm}/32 dev eth0"))
+        .ok();
+    assert_eq!(reached(&home, "jail", &places), outside);
+
+    // Another address in the place of its own: nobody speaks for another, isolated or not.
+    for (name, gets) in [("jail", &outside), ("free", &all)] {
+        let own = address(&home, name);
+        for false_one in [neighbour, vm, gateway] {
+            take_address(&home, name, false_one, None);
+            assert_eq!(
+                reached(&home, name, &places),
+                nowhere,
+                "{name} as {false_one}"
+            );
+        }
+        take_address(&home, name, own, Some(gateway));
+        assert_eq!(reached(&home, name, &places), *gets, "{name} as itself");
+    }
+
+    // An address that the host gets while the room runs.
+    let new = "192.0.2.77";
+    host("ip", &["addr", "add", &format!("{new}/32"), "dev", "lo"])
+        .unwrap()
+        .ok();
+    let place = [format!("{new}:{port}")];
+    assert_eq!(reached(&home, "free", &place).len(), 1);
+    until("the host's new address is closed", DEADLINE, || {
+        reached(&home, "jail", &place).is_empty().then_some(())
+    })
+    .unwrap();
+    host("ip", &["addr", "del", &format!("{new}/32"), "dev", "lo"])
+        .unwrap()
+        .ok();
     let found = home.sh("jail", "nslookup www.example.test 2>&1").ok();
     assert!(found.contains(INTERNET), "names still resolve: {found}");
+}
+
+/// Every one on its own :3000, all started at once.
+fn many_rooms_start_together() {
+    let names: Vec<String> = (1..=8).map(|n| format!("room{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let home = house(&names);
+    for name in &names {
+        home.run(&["manage", name, "--network", "own"]).ok();
+    }
+    let _servers: Vec<Running> = names
+        .iter()
+        .map(|name| {
+            let line = format!(
+                "mkdir -p /tmp/www && echo {name} >/tmp/www/index.html && exec httpd -f -p 3000 -h /tmp/www"
+            );
+            home.start(&["-d", name, "--", &line])
+        })
+        .collect();
+    let mut places = BTreeSet::new();
+    for name in names {
+        let own = address(&home, name);
+        let [_, b, c, d] = own.octets();
+        for place in [own, Ipv4Addr::new(127, b, c, d)] {
+            assert!(places.insert(place), "nobody else has {place}");
+            until(&format!("{name} answers at {place}"), DEADLINE, || {
+                host_fetches(SocketAddr::from((place, 3000))).filter(|who| who == name)
+            })
+            .unwrap();
+        }
+    }
 }
 
 /// Bridges, veth pairs, masquerade and nested namespaces, as container engines make them, in both modes.
@@ -243,8 +333,8 @@ fn a_killed_room_leaves_nothing() {
     let pid = home.json(&["inspect", "room"])["distro"]["init_pid"]
         .as_u64()
         .unwrap();
-    home.run(&["debug-shell", "--", &format!("kill -9 {pid}")])
-        .ok();
+    let line = format!("kill -9 {pid}");
+    home.run(&["debug-shell", "--", "sh", "-c", &line]).ok();
     until("the cable goes", DEADLINE, || {
         (links() == before).then_some(())
     })

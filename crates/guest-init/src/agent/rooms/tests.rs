@@ -455,6 +455,36 @@ fn nobody_who_shares_the_network_can_flush_the_table() {
     world.host().hears(MACHINE, 3000, "machine to 172.19.128.1");
 }
 
+/// What Docker does in a distribution that shares the network, and what opens the way again.
+#[test]
+fn who_shares_the_network_can_close_the_way_of_rooms_but_not_open_isolated_ones() {
+    let test = "who_shares_the_network_can_close_the_way_of_rooms_but_not_open_isolated_ones";
+    let Some(world) = World::new(test) else {
+        return;
+    };
+    world.configure(|_| {});
+    world.open("a", 7);
+    world.isolated("c", 9);
+    let (a, c, host) = (world.room("a"), world.room("c"), world.host());
+    for (place, me) in [(&a, "a"), (&host, "host")] {
+        place.serve("0.0.0.0", 3000, me);
+    }
+    a.hears(INTERNET, 3000, "host to 172.19.133.7");
+    let machine = |line: &str| world.machine.sh(line).unwrap();
+    machine(
+        "nft add table ip filter; \
+         nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
+    );
+    a.hears_nothing(INTERNET, 3000);
+    host.hears_nothing("172.19.133.7", 3000);
+    machine("nft insert rule ip filter FORWARD accept");
+    a.hears(INTERNET, 3000, "host to 172.19.133.7");
+    c.hears(INTERNET, 3000, "host to 172.19.133.9");
+    for closed in ["172.19.133.7", GATEWAY] {
+        c.hears_nothing(closed, 3000);
+    }
+}
+
 #[test]
 fn a_way_out_that_knows_one_address_sees_one() {
     let Some(world) = World::new("a_way_out_that_knows_one_address_sees_one") else {

@@ -8,7 +8,7 @@ use std::{
 
 use hostel_tests::{
     run::{DEADLINE, until},
-    world::servers,
+    world::{UPLINK, servers},
 };
 
 use super::{
@@ -49,6 +49,7 @@ pub(super) fn matches_the_table(bench: &Bench) {
 fn ask(bench: &Bench) -> BTreeMap<String, bool> {
     let home = &bench.home;
     let gateway = bench.gateway();
+    let uplink: Ipv4Addr = UPLINK.parse().unwrap();
     let vm = bench.vm();
     let (room, second) = (bench.address(ROOM), bench.address(SECOND_ROOM));
     let isolated = bench.address(ISOLATED);
@@ -96,6 +97,10 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
             guest_fetches(home, SMALL, at(gateway, open)),
         ),
         (
+            "VM → host, at its own address",
+            guest_fetches(home, SMALL, at(uplink, open)),
+        ),
+        (
             "VM → host's 127.0.0.1 only",
             guest_fetches(home, SMALL, at(gateway, closed)),
         ),
@@ -118,6 +123,10 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
             "room → host, at the gateway",
             guest_fetches(home, ROOM, at(gateway, open)),
         ),
+        (
+            "room → host, at its own address",
+            guest_fetches(home, ROOM, at(uplink, open)),
+        ),
         ("room → VM", guest_gets(ROOM, vm, PORT)),
         ("VM → room", guest_gets(SMALL, room, PORT)),
         ("room → room", guest_gets(ROOM, second, PORT)),
@@ -128,6 +137,10 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
         (
             "isolated room → host, at the gateway",
             guest_fetches(home, ISOLATED, at(gateway, open)),
+        ),
+        (
+            "isolated room → host, at its own address",
+            guest_fetches(home, ISOLATED, at(uplink, open)),
         ),
         ("isolated room → VM", guest_gets(ISOLATED, vm, PORT)),
         ("isolated room → room", guest_gets(ISOLATED, room, PORT)),

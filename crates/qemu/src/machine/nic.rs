@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Machine, PlugError};
 use crate::{
-    nic::{DRIVER, FILTER_ID, FILTER_SOCKETS, NETDEV_ID, NIC_ID, Nic, PORT_ID, filter},
+    nic::{DRIVER, FILTER_ID, FILTER_SOCKETS, NETDEV_ID, NIC_ID, Netdev, Nic, PORT_ID, filter},
     qmp::QmpError,
 };
 
@@ -32,11 +32,10 @@ impl Machine {
                 id: NIC_ID.to_owned(),
                 source,
             })?;
-        let names: Vec<String> = (0..fds.len()).map(|i| format!("nic-fd-{i}")).collect();
-        let added = self.add_nic(nic, &names, fds).await;
+        let added = self.add_nic(nic, fds).await;
         if added.is_err() {
-            for name in &names {
-                report(self.qmp.closefd(name).await);
+            for n in 0..given {
+                report(self.qmp.closefd(&fd_name(n)).await);
             }
             report(self.remove_nic(patience).await);
         }
@@ -57,16 +56,21 @@ impl Machine {
         Ok(())
     }
 
-    async fn add_nic(
-        &self,
-        nic: &Nic,
-        names: &[String],
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), QmpError> {
+    async fn add_nic(&self, nic: &Nic, fds: Vec<OwnedFd>) -> Result<(), QmpError> {
         let qmp = &self.qmp;
-        for (name, fd) in names.iter().zip(fds) {
-            qmp.getfd(name, fd).await?;
+        let mut names = Vec::with_capacity(fds.len());
+        for (n, fd) in fds.into_iter().enumerate() {
+            // A stream netdev connects in a thread of its own, where QEMU knows numbers only (its socket_get_fd()); with a name
+            // it would stay unconnected, and nothing would say so.
+            if n == 0 && matches!(nic.netdev, Netdev::Stream { .. }) {
+                names.push(qmp.add_fd(fd).await?);
+                continue;
+            }
+            let name = fd_name(n);
+            qmp.getfd(&name, fd).await?;
+            names.push(name);
         }
+        let names = &names;
         qmp.netdev_add(nic.netdev.arguments(names)).await?;
         if nic.netdev.filtered() {
             for (socket, name) in FILTER_SOCKETS
@@ -87,6 +91,11 @@ impl Machine {
         });
         qmp.device_add(DRIVER, NIC_ID, card).await
     }
+}
+
+/// Returns the name under which QEMU knows the card's n-th descriptor.
+fn fd_name(n: usize) -> String {
+    format!("nic-fd-{n}")
 }
 
 /// Tells what could not be cleaned up; the error that is returned is the one that came first.

@@ -140,6 +140,21 @@ impl Qmp {
             .map(drop)
     }
 
+    /// `add-fd`: gives QEMU a descriptor and returns its number there. Whoever uses the number closes the descriptor;
+    /// the set that `add-fd` makes is not touched again, for its `remove-fd` would close the number a second time.
+    pub async fn add_fd(&self, fd: OwnedFd) -> Result<String, QmpError> {
+        let answer = self
+            .give("add-fd", json!({}), Some(fd), COMMAND_TIMEOUT)
+            .await?;
+        match answer["fd"].as_u64() {
+            Some(number) => Ok(number.to_string()),
+            None => Err(QmpError::Strange {
+                command: "add-fd".into(),
+                answer: answer.to_string(),
+            }),
+        }
+    }
+
     /// `closefd`; a name that was used is a success.
     pub async fn closefd(&self, name: &str) -> Result<(), QmpError> {
         gone_is_fine(self.done("closefd", json!({ "fdname": name })).await)

@@ -6,14 +6,15 @@ use std::{
     time::Duration,
 };
 
-use hostel_tests::run::{DEADLINE, Running, until};
+use hostel_tests::run::{DEADLINE, Running, host, until};
 use serde_json::Value;
 
 use super::{
     Tests,
+    bench::empty,
     probe::{host_fetches, serve_in_guest},
 };
-use crate::shared::{DEBIAN_12, DEBIAN_13, SMALL, home};
+use crate::shared::{DEBIAN_12, DEBIAN_13, SMALL, home, small};
 
 pub(crate) const TESTS: Tests = &[
     (
@@ -45,6 +46,18 @@ pub(crate) const TESTS: Tests = &[
         two_that_want_one_port_are_told_what_to_do,
     ),
     ("the_ledger_can_be_watched", the_ledger_can_be_watched),
+    (
+        "the_machines_own_sockets_are_nobodys",
+        the_machines_own_sockets_are_nobodys,
+    ),
+    (
+        "low_ports_of_root_are_the_same",
+        low_ports_of_root_are_the_same,
+    ),
+    (
+        "low_ports_move_where_the_user_has_no_right",
+        low_ports_move_where_the_user_has_no_right,
+    ),
 ];
 
 const V4: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -171,7 +184,13 @@ fn rules_move_ports_and_switch_them_off() {
     .unwrap();
     home.run(&["ports", "set", "--distro", SMALL, "7141", "off"])
         .ok();
-    state(7141, "off");
+    // The host reaches the VM without the relay as well.
+    let line = state(7141, "direct");
+    assert!(
+        line["reason"].to_string().contains("rule")
+            && !line["host_addresses"].to_string().contains("127.0.0.1"),
+        "{line}"
+    );
     until("the port is closed", DEADLINE, || {
         TcpStream::connect((V4, 17141)).err()
     })
@@ -245,4 +264,51 @@ fn the_ledger_can_be_watched() {
     watcher.kill().unwrap();
     watcher.wait().unwrap();
     told.expect("the watcher tells the new listener");
+}
+
+/// The agent answers questions for names at an address of its own: no service of any distribution.
+fn the_machines_own_sockets_are_nobodys() {
+    let home = home();
+    home.sh(SMALL, "nslookup host.hostel 10.255.255.254").ok();
+    let server = serve_in_guest(home, SMALL, "0.0.0.0", 7181);
+    // What listened before is known by now.
+    state(7181, "forwarded");
+    let ledger = home.json(&["ports"]);
+    assert!(!ledger.to_string().contains("10.255.255.254"), "{ledger}");
+    assert!(entry(53).is_none(), "{ledger}");
+    assert!(TcpStream::connect((V4, 53)).is_err());
+    drop(server);
+}
+
+fn low_ports_of_root_are_the_same() {
+    let _server = serve_in_guest(home(), SMALL, "0.0.0.0", 80);
+    answers((V4, 80).into(), SMALL);
+    answers((V6, 80).into(), SMALL);
+    state(80, "forwarded");
+}
+
+/// 80 becomes 8080, or what is free behind it, and the ledger tells.
+fn low_ports_move_where_the_user_has_no_right() {
+    host(
+        "sysctl",
+        &["-qw", "net.ipv4.ip_unprivileged_port_start=1024"],
+    )
+    .unwrap()
+    .ok();
+    let _taken = TcpListener::bind((V4, 8080)).unwrap();
+    let home = empty("slirp");
+    home.import(SMALL, &small());
+    let _server = serve_in_guest(&home, SMALL, "0.0.0.0", 80);
+    let _high = serve_in_guest(&home, SMALL, "0.0.0.0", 7191);
+    answers((V4, 8081).into(), SMALL);
+    answers((V6, 8081).into(), SMALL);
+    answers((V4, 7191).into(), SMALL);
+    let ledger = home.json(&["ports"]);
+    let entries = ledger["ports"].as_array().unwrap();
+    let line = entries.iter().find(|e| e["guest_port"] == 80).unwrap();
+    assert_eq!(line["state"], "remapped", "{line}");
+    let addresses = line["host_addresses"].to_string();
+    assert!(addresses.contains("127.0.0.1:8081"), "{line}");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("80"), "{line}");
 }

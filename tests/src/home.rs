@@ -26,6 +26,9 @@ pub struct Home {
 /// The programs that Hostel consists of.
 const PROGRAMS: [&str; 4] = ["hostel", "hosteld", "hostel-net", "hostel-init"];
 
+/// How many users one run of the tests has.
+const USERS: u32 = 64;
+
 impl Home {
     /// Makes an empty home. The path is short, because unix sockets live in it.
     pub fn new() -> Result<Self> {
@@ -59,8 +62,11 @@ impl Home {
     ///
     /// What else the user needs to read is copied with [`lend`](Self::lend).
     pub fn owned_by_a_user(mut self) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(54_000);
-        let user = NEXT.fetch_add(1, Ordering::Relaxed);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // What belongs to the user belongs to the home: another run of the tests at the same time has other users.
+        let user = 1_000_000
+            + std::process::id() % 4_000_000 * USERS
+            + NEXT.fetch_add(1, Ordering::Relaxed) % USERS;
         // The built programs may lie where only root can go.
         fs_err::create_dir(self.scratch("bin"))?;
         for name in PROGRAMS {

@@ -73,17 +73,17 @@ fn a_taken_range_is_renewed_with_one_warning() {
     assert_eq!(network(&home)["subnet"], "10.77.16.0/20");
     home.run(&["shutdown"]).ok();
     // Somebody else's network comes to this world.
-    let dummy = "taken0";
-    host("ip", &["link", "add", dummy, "type", "dummy"])
+    let link = "taken0";
+    host("ip", &["link", "add", link, "type", "bridge"])
         .unwrap()
         .ok();
-    host("ip", &["addr", "add", "10.77.17.1/24", "dev", dummy])
+    host("ip", &["addr", "add", "10.77.17.1/24", "dev", link])
         .unwrap()
         .ok();
-    host("ip", &["link", "set", dummy, "up"]).unwrap().ok();
+    host("ip", &["link", "set", link, "up"]).unwrap().ok();
     let said = home.run(&["start", SMALL]);
     let now = network(&home);
-    host("ip", &["link", "del", dummy]).unwrap().ok();
+    host("ip", &["link", "del", link]).unwrap().ok();
     let warnings: Vec<&str> = said
         .stderr
         .lines()

@@ -156,8 +156,14 @@ fn no_network_at_all() {
 /// NET-3, NET-5: a warning that says what happens instead, and a network that works.
 fn modes_that_are_not_ours_fall_back() {
     let home = home();
+    let plain = fs_err::read_to_string(home.config()).unwrap();
+    // In place of the mode before.
+    let set = |mode: &str| {
+        let text = format!("{plain}[wsl2]\nnetworkingMode={mode}\n");
+        fs_err::write(home.config(), text).unwrap();
+    };
     for mode in ["mirrored", "bridged"] {
-        home.configure("wsl2", &format!("networkingMode={mode}"));
+        set(mode);
         let said = home.run(&[
             "-d",
             SMALL,
@@ -173,7 +179,7 @@ fn modes_that_are_not_ours_fall_back() {
         assert_eq!(network(&home)["mode"], "nat");
         home.run(&["shutdown"]).ok();
     }
-    home.configure("wsl2", "networkingMode=virtioproxy");
+    set("virtioproxy");
     home.sh(SMALL, &format!("wget -q -O - http://{INTERNET}/"))
         .ok();
     let net = network(&home);

@@ -247,7 +247,11 @@ impl Home {
             .into_iter()
             .filter(|pid| {
                 let name = fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                comm.starts_with(name.trim_end()) && !name.is_empty()
+                let name = name.trim_end();
+                // The kernel keeps 15 characters; passt and pasta go on as `passt.avx2`.
+                !name.is_empty()
+                    && (comm.starts_with(name)
+                        || name.strip_prefix(comm).is_some_and(|r| r.starts_with('.')))
             })
             .collect()
     }

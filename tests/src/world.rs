@@ -23,6 +23,9 @@ pub const INTERNET_V6: &str = "2001:db8:2::10";
 /// The address of the host's uplink in the made-up world.
 pub const UPLINK: &str = "203.0.113.1";
 
+/// Its IPv6 address.
+pub const UPLINK_V6: &str = "2001:db8:2::1";
+
 /// The name that the made-up internet's DNS server knows.
 pub const INTERNET_NAME: &str = "www.example.test";
 
@@ -96,7 +99,14 @@ fn build() -> Result<()> {
     ip(&["link", "set", "net0", "netns", &internet.to_string()])?;
     ip(&["addr", "add", &format!("{UPLINK}/24"), "dev", "up0"])?;
     // Without duplicate address detection the address can be used at once.
-    ip(&["addr", "add", "2001:db8:2::1/64", "dev", "up0", "nodad"])?;
+    ip(&[
+        "addr",
+        "add",
+        &format!("{UPLINK_V6}/64"),
+        "dev",
+        "up0",
+        "nodad",
+    ])?;
     ip(&["link", "set", "up0", "up"])?;
     let pid = internet.to_string();
     for args in [

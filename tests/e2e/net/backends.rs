@@ -91,7 +91,7 @@ fn large_transfers_arrive_whole(bench: &Bench) {
     let line = format!(
         "head -c {MUCH} /dev/urandom >/tmp/much && sha256sum </tmp/much && mkfifo /tmp/way && \
          {{ nc {INTERNET} {DIGEST} </tmp/way >/tmp/answer & }} && exec 3>/tmp/way && \
-         {{ echo {MUCH}; cat /tmp/much; }} >&3 && while ! [ -s /tmp/answer ]; do sleep 0.1; done; cat /tmp/answer; exec 3>&-; kill $!"
+         {{ echo {MUCH}; cat /tmp/much; }} >&3 && while ! [ -s /tmp/answer ]; do sleep 0.1; done; cat /tmp/answer; exec 3>&-"
     );
     let said = bench.home.sh(SMALL, &line).ok();
     let (sent, received) = said.split_once('\n').expect("two lines");

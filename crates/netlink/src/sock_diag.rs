@@ -58,13 +58,14 @@ impl SockDiag {
         Socket::open(Some(SOCK_DIAG)).map(Self)
     }
 
-    /// Lists the sockets of one protocol that `wanted` lets through, at most `limit`, IPv4 before IPv6. `true` when there are
-    /// more. A kernel without IPv6 has none of those.
+    /// Lists the sockets of one protocol, all or those of one `port`, that `wanted` lets through, at most `limit`, IPv4 before
+    /// IPv6. `true` when there are more. A kernel without IPv6 has none of those.
     ///
     /// The first question may make the kernel load a module (`tcp_diag`, `udp_diag`); without it the answer is `ENOENT`.
     pub fn bound(
         &self,
         transport: Transport,
+        port: Option<u16>,
         limit: usize,
         wanted: impl Fn(&Bound) -> bool,
     ) -> Result<(Vec<Bound>, bool), NetlinkError> {
@@ -73,7 +74,7 @@ impl SockDiag {
             let room = limit.saturating_sub(found.len());
             let mut more = false;
             let mut taken = 0;
-            let listed = self.0.list(&request(transport, family), |answer| {
+            let listed = self.0.list(&request(transport, family, port), |answer| {
                 let bound = read(answer).filter(|b| wanted(b))?;
                 more = taken == room;
                 if more {
@@ -104,7 +105,7 @@ fn is_absent(error: &NetlinkError) -> bool {
 }
 
 /// Makes the question: `struct inet_diag_req_v2`.
-fn request(transport: Transport, family: u8) -> Message {
+fn request(transport: Transport, family: u8, port: Option<u16>) -> Message {
     let (protocol, state) = match transport {
         Transport::Tcp => (6, LISTEN),
         Transport::Udp => (17, CLOSE),
@@ -112,8 +113,9 @@ fn request(transport: Transport, family: u8) -> Message {
     let mut message = Message::new(BY_FAMILY, flags::REQUEST | flags::DUMP);
     message.bytes(&[family, protocol, 0, 0]);
     message.bytes(&(1u32 << state).to_ne_bytes());
-    // Any addresses, ports, interface and cookie.
-    message.bytes(&[0; 48]);
+    message.bytes(&port.unwrap_or(0).to_be_bytes());
+    // Any other port, addresses, interface and cookie.
+    message.bytes(&[0; 46]);
     message
 }
 
@@ -163,8 +165,10 @@ mod tests {
 
     fn find(transport: Transport, port: u16) -> Option<Bound> {
         let diag = SockDiag::open().unwrap();
-        let (found, more) = diag.bound(transport, 10, |b| b.port == port).unwrap();
+        let (found, more) = diag.bound(transport, None, 10, |b| b.port == port).unwrap();
         assert!(!more);
+        let (asked_for, _) = diag.bound(transport, Some(port), 10, |_| true).unwrap();
+        assert_eq!(asked_for, found, "the kernel chooses as we do");
         found.first().copied()
     }
 
@@ -224,7 +228,7 @@ mod tests {
         let diag = SockDiag::open().unwrap();
         let list = |limit| {
             let (found, more) = diag
-                .bound(Transport::Tcp, limit, |b| ports.contains(&b.port))
+                .bound(Transport::Tcp, None, limit, |b| ports.contains(&b.port))
                 .unwrap();
             (found.len(), more)
         };

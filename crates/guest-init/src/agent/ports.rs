@@ -4,6 +4,7 @@
 //! looks once a second, REL-1). One set of sockets is listed for each network namespace that Hostel made: the machine's and
 //! those of rooms. Namespaces made inside a distribution (containers) are not watched: engines forward their ports themselves.
 
+mod heard;
 mod owner;
 mod plan;
 mod table;

@@ -387,7 +387,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let diag = SockDiag::open().unwrap();
-        let (found, _) = diag.bound(Transport::Tcp, 1, |b| b.port == port).unwrap();
+        let (found, _) = diag.bound(Transport::Tcp, Some(port), 1, |_| true).unwrap();
         let key = Key {
             room: "".into(),
             transport: Transport::Tcp,

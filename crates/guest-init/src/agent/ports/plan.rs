@@ -1,13 +1,14 @@
 //! When to look at the sockets again.
 //!
-//! The kernel tells of a listener a moment before it can be listed, so one look at once is followed by two more. Looks cost
-//! time, more with many sockets: pauses grow with it, so that neither a storm of changes nor thousands of listeners take
-//! more than their share of a processor.
+//! The kernel tells of a listener a moment before it can be listed, so one look at once is followed by two more. They are
+//! looks at the ports that it told of, which cost little; everything is looked at from time to time, since events can be lost,
+//! and when it is not clear what they were about. That costs more with many sockets: pauses grow with what a look costs, so
+//! that neither a storm of changes nor thousands of listeners take more than their share of a processor.
 
 use std::time::{Duration, Instant};
 
 /// The looks that follow an event.
-const AFTER: [Duration; 3] = [
+pub(super) const AFTER: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_millis(5),
     Duration::from_millis(50),
@@ -29,19 +30,30 @@ pub(super) struct Plan {
     pause: Duration,
     /// Looks that events asked for, in order.
     due: Vec<Instant>,
-    /// When the last look began, and what it cost.
-    last: Instant,
+    /// The last look, and the last one at everything.
+    last: Look,
+    whole: Look,
+}
+
+/// When a look began, and what it cost.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    began: Instant,
     cost: Duration,
 }
 
 impl Plan {
     /// Plans from now on; without events there is a look after every `pause`.
     pub(super) fn new(pause: Duration, now: Instant) -> Self {
+        let last = Look {
+            began: now,
+            cost: Duration::ZERO,
+        };
         Self {
             pause,
             due: Vec::new(),
-            last: now,
-            cost: Duration::ZERO,
+            last,
+            whole: last,
         }
     }
 
@@ -55,23 +67,36 @@ impl Plan {
 
     /// A look was made. `cost` is time of the processor: that others were busy meanwhile is no reason to be slow. A look
     /// that found what it was for makes the next one, which is for those that are too early, needless; the last is made
-    /// in any case.
-    pub(super) fn looked(&mut self, began: Instant, cost: Duration, found: bool) {
+    /// in any case. `whole`: everything was looked at.
+    pub(super) fn looked(&mut self, began: Instant, cost: Duration, found: bool, whole: bool) {
         self.due.retain(|due| *due > began);
         if found && self.due.len() > 1 {
             self.due.remove(0);
         }
-        self.last = began;
-        self.cost = cost;
+        self.last = Look { began, cost };
+        if whole {
+            self.whole = self.last;
+        }
     }
 
     /// Returns when the next look is due.
     pub(super) fn next(&self) -> Instant {
-        let rest = self.last + self.pause.max(self.cost * REST).min(LONGEST);
         match self.due.first() {
-            Some(due) => rest.min((*due).max(self.last + (self.cost * STORM).min(LONGEST))),
-            None => rest,
+            Some(due) => self.rest().min((*due).max(self.last.after(STORM))),
+            None => self.rest(),
         }
+    }
+
+    /// Returns when everything is to be looked at, though nothing happened.
+    pub(super) fn rest(&self) -> Instant {
+        (self.whole.began + self.pause).max(self.whole.after(REST))
+    }
+}
+
+impl Look {
+    /// Returns when its cost is one of so many parts of the time.
+    fn after(self, parts: u32) -> Instant {
+        self.began + (self.cost * parts).min(LONGEST)
     }
 }
 
@@ -94,7 +119,7 @@ mod tests {
         plan.event(event);
         for after in AFTER {
             assert_eq!(plan.next(), event + after);
-            plan.looked(plan.next(), Duration::ZERO, false);
+            plan.looked(plan.next(), Duration::ZERO, false, true);
         }
         assert_eq!(plan.next(), event + ms(50) + PAUSE);
     }
@@ -104,9 +129,9 @@ mod tests {
         let event = Instant::now();
         let mut plan = Plan::new(PAUSE, event);
         plan.event(event);
-        plan.looked(event, Duration::ZERO, true);
+        plan.looked(event, Duration::ZERO, true, true);
         assert_eq!(plan.next(), event + ms(50));
-        plan.looked(event + ms(50), Duration::ZERO, true);
+        plan.looked(event + ms(50), Duration::ZERO, true, true);
         assert_eq!(plan.next(), event + ms(50) + PAUSE);
     }
 
@@ -118,7 +143,7 @@ mod tests {
         while now < start + Duration::from_secs(1) {
             plan.event(now);
             if plan.next() <= now {
-                plan.looked(now, ms(10), looks % 2 == 0);
+                plan.looked(now, ms(10), looks % 2 == 0, true);
                 now += ms(10);
                 (looks, busy) = (looks + 1, busy + ms(10));
             }
@@ -132,9 +157,25 @@ mod tests {
     fn slow_looks_are_rare_when_nothing_happens() {
         let start = Instant::now();
         let mut plan = Plan::new(PAUSE, start);
-        plan.looked(start, ms(20), false);
+        plan.looked(start, ms(20), false, true);
         assert_eq!(plan.next(), start + ms(4000));
-        plan.looked(start, ms(500), false);
+        plan.looked(start, ms(500), false, true);
         assert_eq!(plan.next(), start + LONGEST);
+    }
+
+    #[test]
+    fn looks_at_a_few_ports_neither_wait_for_nor_replace_those_at_everything() {
+        let start = Instant::now();
+        let mut plan = Plan::new(PAUSE, start);
+        plan.looked(start, ms(30), false, true);
+        let rest = start + ms(6000);
+        let mut now = start + ms(200);
+        while now < rest {
+            plan.event(now);
+            assert_eq!(plan.next(), now, "it does not wait");
+            plan.looked(now, ms(1), true, false);
+            assert_eq!(plan.rest(), rest);
+            now += ms(20);
+        }
     }
 }

@@ -59,11 +59,39 @@ impl Table {
     pub(super) fn update(
         &mut self,
         found: Vec<(Key, Bound)>,
-        mut distro: impl FnMut(&Bound) -> String,
+        distro: impl FnMut(&Bound) -> String,
     ) -> (Changes, Vec<(Key, Bound)>) {
         if found == self.last {
             return Default::default();
         }
+        let changed = self.replace(|_| true, &found, distro);
+        self.last = found;
+        changed
+    }
+
+    /// As [`Table::update`], after a look at some TCP ports; the others stay as they are.
+    pub(super) fn update_ports(
+        &mut self,
+        ports: &BTreeSet<u16>,
+        found: Vec<(Key, Bound)>,
+        distro: impl FnMut(&Bound) -> String,
+    ) -> (Changes, Vec<(Key, Bound)>) {
+        let among = |key: &Key| key.transport == Transport::Tcp && ports.contains(&key.port);
+        let changed = self.replace(among, &found, distro);
+        if !changed.0.is_empty() {
+            self.last.retain(|(key, _)| !among(key));
+            self.last.extend(found);
+        }
+        changed
+    }
+
+    /// Puts what was found in the place of what `among` selects.
+    fn replace(
+        &mut self,
+        among: impl Fn(&Key) -> bool,
+        found: &[(Key, Bound)],
+        mut distro: impl FnMut(&Bound) -> String,
+    ) -> (Changes, Vec<(Key, Bound)>) {
         let mut now: BTreeMap<Key, Bound> = BTreeMap::new();
         for (key, bound) in found.iter().cloned() {
             // Several sockets may share an address (SO_REUSEPORT): the one that is known stays.
@@ -81,7 +109,7 @@ impl Table {
         }
         let mut changes = Changes::default();
         self.entries.retain(|key, entry| {
-            let stays = now.contains_key(key);
+            let stays = !among(key) || now.contains_key(key);
             if !stays {
                 changes.removed.push(listener(key, entry));
             }
@@ -101,7 +129,6 @@ impl Table {
             self.entries.insert(key.clone(), entry);
             new.push((key, bound));
         }
-        self.last = found;
         (changes, new)
     }
 
@@ -130,8 +157,7 @@ impl Table {
         pids.filter(|pid| *pid > after).collect()
     }
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 }
@@ -233,6 +259,26 @@ mod tests {
         // Another socket at the same place is told again: it may be another distribution's.
         assert_eq!(update(&mut table, &[socket(2, 21)]), (vec![2], vec![]));
         assert_eq!(update(&mut table, &[]), (vec![], vec![2]));
+    }
+
+    #[test]
+    fn a_look_at_some_ports_changes_no_other() {
+        let mut table = Table::default();
+        let all: Vec<_> = (1..=5).map(|p| socket(p, u32::from(p) * 10)).collect();
+        update(&mut table, &all);
+        let mut look = |ports: &[u16], found: &[(Key, Bound)]| {
+            let ports = ports.iter().copied().collect();
+            let (changes, _) = table.update_ports(&ports, found.to_vec(), |_| "d".to_owned());
+            let numbers = |l: Vec<v1::Listener>| l.iter().map(|l| l.port).collect::<Vec<_>>();
+            (numbers(changes.added), numbers(changes.removed))
+        };
+        assert_eq!(look(&[2], &[socket(2, 20)]), (vec![], vec![]));
+        assert_eq!(look(&[2, 6], &[socket(6, 60)]), (vec![6], vec![2]));
+        assert_eq!(look(&[6], &[socket(6, 61)]), (vec![6], vec![]));
+        // A look at everything finds what the others left, in any order, and what they were not told of.
+        let rest = [6, 1, 3, 4].map(|p| socket(p, if p == 6 { 61 } else { u32::from(p) * 10 }));
+        assert_eq!(update(&mut table, &rest), (vec![], vec![5]));
+        assert_eq!(update(&mut table, &[]), (vec![], vec![1, 3, 4, 6]));
     }
 
     #[test]

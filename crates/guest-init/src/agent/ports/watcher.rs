@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::heard::Heard;
 use super::owner::Owners;
 use super::plan::Plan;
 use super::table::{Changes, Key, Table};
@@ -45,6 +46,7 @@ pub(super) struct Watcher {
     trace: Option<Trace>,
     spaces: BTreeMap<Arc<str>, Space>,
     table: Table,
+    heard: Heard,
     owners: Owners,
     /// The last process that was looked after.
     looked_after: u32,
@@ -74,6 +76,7 @@ impl Watcher {
             trace: None,
             spaces: BTreeMap::new(),
             table: Table::default(),
+            heard: Heard::default(),
             owners: Owners::new(),
             looked_after: 0,
             complaints: BTreeSet::new(),
@@ -107,9 +110,12 @@ impl Watcher {
             }
             if plan.next() <= Instant::now() {
                 let (began, spent) = (Instant::now(), processor_time());
-                let changes = self.look();
+                let some_will_do = began < plan.rest() && self.table.len() < MAX_LISTENERS;
+                let ports = self.heard.ports().filter(|_| some_will_do);
+                let changes = self.look(ports.as_ref());
                 let cost = processor_time().saturating_sub(spent);
-                plan.looked(began, cost, !changes.is_empty());
+                plan.looked(began, cost, !changes.is_empty(), ports.is_none());
+                self.heard.looked(began);
                 if self.tell(changes, std::mem::take(&mut first)).is_err() {
                     return;
                 }
@@ -145,10 +151,15 @@ impl Watcher {
         if !rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0) {
             return false;
         }
-        let traced = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+        let [told, traced] = [0, 1].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
         drop(fds);
-        self.signal.clear();
-        if traced && let Some(Err(error)) = self.trace.as_ref().map(Trace::drain) {
+        let now = Instant::now();
+        if told {
+            self.signal.clear();
+            self.heard.of_everything(now);
+        }
+        let heard = &mut self.heard;
+        if traced && let Some(Err(error)) = self.trace.as_ref().map(|t| t.drain(heard, now)) {
             say(
                 Level::Warning,
                 format_args!("ports: the kernel's events ended: {error}"),
@@ -158,20 +169,20 @@ impl Watcher {
         true
     }
 
-    /// Looks at everything and takes it over.
-    fn look(&mut self) -> Changes {
+    /// Looks at some TCP ports, or at everything, and takes it over.
+    fn look(&mut self, ports: Option<&BTreeSet<u16>>) -> Changes {
         self.follow_rooms();
         let hidden = self.signal.hidden();
         let mut found: Vec<(Key, Bound)> = Vec::new();
         let mut full = false;
         let mut broken = Vec::new();
         for (room, space) in &self.spaces {
-            let mut list = |transport, wanted: &dyn Fn(&Bound) -> bool| {
+            let mut list = |transport, port, wanted: &dyn Fn(&Bound) -> bool| {
                 let limit = MAX_LISTENERS.saturating_sub(found.len());
                 let wanted = |b: &Bound| {
                     wanted(b) && !(room.is_empty() && hidden == Some((b.address, b.port)))
                 };
-                let (list, more) = space.diag.bound(transport, limit, wanted)?;
+                let (list, more) = space.diag.bound(transport, port, limit, wanted)?;
                 full |= more;
                 found.extend(list.into_iter().map(|bound| {
                     let key = Key {
@@ -184,10 +195,17 @@ impl Watcher {
                 }));
                 Ok::<_, NetlinkError>(())
             };
-            let mut listed = list(Transport::Tcp, &|_| true);
-            if listed.is_ok() && !self.udp.is_empty() {
-                listed = list(Transport::Udp, &|b| self.udp.contains(&b.port));
-            }
+            let listed = match ports {
+                Some(ports) => ports
+                    .iter()
+                    .try_for_each(|port| list(Transport::Tcp, Some(*port), &|_| true)),
+                None => list(Transport::Tcp, None, &|_| true).and_then(|()| {
+                    if self.udp.is_empty() {
+                        return Ok(());
+                    }
+                    list(Transport::Udp, None, &|b| self.udp.contains(&b.port))
+                }),
+            };
             if let Err(error) = listed {
                 broken.push((room.clone(), error));
             }
@@ -208,7 +226,11 @@ impl Watcher {
             self.spaces.remove(&room);
         }
         let owners = &mut self.owners;
-        let (changes, new) = self.table.update(found, |bound| owners.distro(bound));
+        let distro = |bound: &Bound| owners.distro(bound);
+        let (changes, new) = match ports {
+            Some(ports) => self.table.update_ports(ports, found, distro),
+            None => self.table.update(found, distro),
+        };
         self.owners.ask(new);
         changes
     }

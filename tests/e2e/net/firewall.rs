@@ -70,7 +70,7 @@ fn rules_are_checked_and_kept() {
     for (bad, word) in [
         ("allow tcp 70000", "70000"),
         ("permit tcp 80", "permit"),
-        ("allow icmp 80", "80"),
+        ("allow icmp 80", "icmp"),
         ("allow tcp 90-80", "90-80"),
         ("allow tcp 80 from 300.1.1.1", "300.1.1.1"),
     ] {

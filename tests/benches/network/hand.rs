@@ -23,8 +23,8 @@ const GATEWAY: &str = "10.99.0.1";
 const ADDRESS: &str = "10.99.0.2";
 /// The driver of the network card, each module after those that it needs.
 const MODULES: [&str; 8] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci.ko",
@@ -50,7 +50,7 @@ impl Hand {
         let dir = tempfile::tempdir()?;
         let initrd = dir.path().join("i.cpio");
         fs_err::write(&initrd, initramfs(kit)?)?;
-        let mut arguments = line.bare(&initrd)?;
+        let mut arguments = line.bare_with_shared_memory(&initrd)?;
         for value in line.values("-device") {
             if value.starts_with("virtio-net-pci,") || value.contains("id=rpnet,") {
                 arguments.extend(["-device".into(), another_mac(value).into()]);
@@ -59,6 +59,7 @@ impl Hand {
         let netdev = format!("tap,id=net0,ifname={TAP},script=no,downscript=no,vnet_hdr=on");
         arguments.extend(["-netdev".into(), netdev.into()]);
 
+        let console = dir.path().join("console");
         remove();
         for words in [
             format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0"),
@@ -72,7 +73,7 @@ impl Hand {
         let child = Command::new("qemu-system-x86_64")
             .args(arguments)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs_err::File::create(&console)?.into_file())
             .spawn()
             .context("qemu-system-x86_64")?;
         let hand = Self {
@@ -80,7 +81,8 @@ impl Hand {
             address: ADDRESS.parse()?,
             _dir: dir,
         };
-        peer::wait_for(&[], hand.address, ALL)?;
+        peer::wait_for(&[], hand.address, ALL)
+            .with_context(|| fs_err::read_to_string(&console).unwrap_or_default())?;
         Ok(hand)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Everything happens in a world of its own (`hostel_tests::world`): host, internet and machines live in network namespaces
 //! that this program makes. Things that are compared are measured in turn with the same two programs at the ends
-//! (`hostel_tests::bench::peer`). Nothing here passes or fails a test.
+//! (`hostel_tests::bench::peer`). Nothing here passes or fails a test. Words after `--` choose parts: `hand`, `relay`,
+//! `listeners`, `rootless`, `house`.
 
 mod hand;
 mod house;
@@ -11,10 +12,12 @@ mod relay;
 mod site;
 mod throughput;
 
-use anyhow::Result;
+use std::cell::LazyCell;
+
+use anyhow::{Result, anyhow};
 use hostel_testkit::Need;
 use hostel_tests::{
-    bench::{Row, hand_in, peer},
+    bench::{hand_in, peer},
     world,
 };
 
@@ -25,6 +28,10 @@ fn main() -> Result<()> {
     if first.as_deref() == Some(world::internet::ROLE) {
         return world::internet::serve();
     }
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     if peer::play()? || std::env::args().any(|a| a == "--test" || a == "--list") {
         return Ok(());
     }
@@ -42,21 +49,27 @@ fn main() -> Result<()> {
     world::enter()?;
 
     let kit = peer::Kit::new()?;
-    {
-        let root = Site::new("root", &kit)?;
-        told(&throughput::beside_one_by_hand(&root, &kit)?)?;
-        told(&relay::into_the_machine(&root)?)?;
-        told(&listeners::seen_and_gone(&root)?)?;
-        told(&throughput::rootless_beside_root(
-            &root,
-            &Site::new("rootless", &kit)?,
-        )?)?;
-        root.home.run(&["shutdown"]).ok();
+    let wanted = |part| words.is_empty() || words.iter().any(|word| word == part);
+    let root = LazyCell::new(|| Site::new("root", &kit));
+    let root = || {
+        let site = root.as_ref();
+        site.map_err(|error| anyhow!("{error:#}"))
+    };
+    if wanted("hand") {
+        hand_in("", &throughput::beside_one_by_hand(root()?, &kit)?)?;
     }
-    told(&house::full()?)
-}
-
-/// Hands in what is known so far, so that a later trouble does not take it along.
-fn told(rows: &[Row]) -> Result<()> {
-    hand_in("", rows)
+    if wanted("relay") {
+        hand_in("", &relay::into_the_machine(root()?)?)?;
+    }
+    if wanted("listeners") {
+        hand_in("", &listeners::seen_and_gone(root()?)?)?;
+    }
+    if wanted("rootless") {
+        let rootless = Site::new("rootless", &kit)?;
+        hand_in("", &throughput::rootless_beside_root(root()?, &rootless)?)?;
+    }
+    if wanted("house") {
+        hand_in("", &house::full()?)?;
+    }
+    Ok(())
 }

@@ -34,9 +34,8 @@ impl CommandLine {
     }
 
     /// Returns the arguments for a machine with the same processor, memory, firmware, kernel and kernel command line, whose
-    /// initramfs is another and which has no device but a console on standard output.
+    /// initramfs is another and which has no device but a console on standard output. Nobody else maps its memory.
     pub fn bare(&self, initrd: &Path) -> Result<Vec<OsString>> {
-        // Without the descriptor-backed memory object: nobody else maps the memory of this one.
         let machine = self
             .value("-machine")
             .context("-machine")?
@@ -65,6 +64,26 @@ impl CommandLine {
             }
         }
         arguments.extend([OsString::from("-initrd"), initrd.into()]);
+        Ok(arguments)
+    }
+
+    /// The same, with memory of the same kind, which others may map: the kernel gives such memory no huge pages.
+    pub fn bare_with_shared_memory(&self, initrd: &Path) -> Result<Vec<OsString>> {
+        let object = self
+            .values("-object")
+            .find(|o| o.starts_with("memory-backend-"))
+            .context("a memory object")?;
+        let size = object
+            .split(',')
+            .find_map(|p| p.strip_prefix("size="))
+            .context("its size")?;
+        let mut arguments = self.bare(initrd)?;
+        arguments.extend([
+            OsString::from("-object"),
+            format!("memory-backend-memfd,id=mem0,size={size},share=on").into(),
+            "-machine".into(),
+            "memory-backend=mem0".into(),
+        ]);
         Ok(arguments)
     }
 }

@@ -512,11 +512,19 @@ fn limits() -> Limits {
     let limits = Limits::default();
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let files = files.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let connections = limits
+        .connections
+        .min(files.saturating_sub(OTHER_FILES) / 2)
+        .max(LEAST_CONNECTIONS);
+    if connections < limits.connections {
+        tracing::info!(
+            connections,
+            files,
+            "fewer connections are relayed: descriptors are few"
+        );
+    }
     Limits {
-        connections: limits
-            .connections
-            .min(files.saturating_sub(OTHER_FILES) / 2)
-            .max(LEAST_CONNECTIONS),
+        connections,
         ..limits
     }
 }

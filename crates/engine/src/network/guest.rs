@@ -91,7 +91,6 @@ pub(super) fn message(
         hide_rooms: guest.hide_rooms,
         generate_resolv_conf: true,
         host_addresses,
-        ..v1::GuestNetwork::default()
     }
 }
 

@@ -309,6 +309,15 @@ impl Book {
         lines::entries(self)
     }
 
+    /// Returns whose listeners have connections.
+    pub(crate) fn connected(&self) -> HashSet<Option<DistroId>> {
+        self.known
+            .values()
+            .filter(|known| known.target.tally.connections() > 0)
+            .map(|known| known.target.listener.distro)
+            .collect()
+    }
+
     /// Returns what the user should be warned of.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -1,11 +1,13 @@
 //! The relay as others see it, and the task that tries again.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use hostel_model::DistroId;
 use tokio::{runtime::Handle, sync::Notify, sync::watch};
 
 use crate::{
@@ -92,6 +94,11 @@ impl Relay {
     /// Returns the ledger, in the order of owner, protocol and port.
     pub fn entries(&self) -> Vec<Entry> {
         lock(&self.book).entries()
+    }
+
+    /// Returns the distributions that have connections open; `None` in it is the VM itself. Cheap, however long the ledger is.
+    pub fn connected(&self) -> HashSet<Option<DistroId>> {
+        lock(&self.book).connected()
     }
 
     /// Returns what changes whenever the ledger does; connections that come and go are no change.

@@ -1,5 +1,7 @@
 //! The port ledger as the wire shows it.
 
+use std::collections::HashSet;
+
 use hostel_model::DistroId;
 use hostel_proto::v1;
 use hostel_relay::{Entry, State};
@@ -42,13 +44,11 @@ impl Engine {
     }
 
     /// Returns the distributions that somebody on the host is connected to; `None` in it is the VM itself.
-    pub(crate) fn connected(&self) -> Vec<Option<DistroId>> {
-        let Some(live) = self.vm.network() else {
-            return Vec::new();
-        };
-        let entries = live.relay.entries();
-        let used = entries.iter().filter(|e| e.connections > 0);
-        used.map(|e| e.distro).collect()
+    pub(crate) fn connected(&self) -> HashSet<Option<DistroId>> {
+        self.vm
+            .network()
+            .map(|live| live.relay.connected())
+            .unwrap_or_default()
     }
 }
 

@@ -74,7 +74,10 @@ fn entry(book: &Book, known: &Known) -> Entry {
         },
         Place::At(port, claim) => placed(book, known, *port, *claim),
     };
-    line.reasons.extend(known.target.tally.trouble());
+    // What once went wrong is no reason for what nobody can connect to.
+    if !line.host.is_empty() && !matches!(known.place, Place::Off(_)) {
+        line.reasons.extend(known.target.tally.trouble());
+    }
     Entry {
         distro: listener.distro,
         distro_name: listener.distro_name.clone(),

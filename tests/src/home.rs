@@ -149,7 +149,7 @@ impl Home {
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut words: Vec<OsString> = Vec::new();
         if self.without_tun {
-            let hide = "mount --bind /dev/null /dev/net/tun && exec \"$@\"";
+            let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
             words.extend(["unshare", "--mount", "sh", "-c", hide, "sh"].map(OsString::from));
         }
         if let Some(user) = self.user {

@@ -133,8 +133,8 @@ fn many_connections_at_once(bench: &Bench) {
 fn the_process_behind_it_is_killed(bench: &Bench) {
     let program = match bench.backend {
         "root" => "hostel-net",
-        "rootless" => "pasta",
-        "passt" => "passt",
+        // pasta is the same program.
+        "rootless" | "passt" => "passt",
         // It is a part of QEMU.
         _ => return,
     };
@@ -159,7 +159,7 @@ fn the_process_behind_it_is_killed(bench: &Bench) {
 
 /// Interfaces, tables and processes go with the VM.
 fn nothing_is_left(bench: &Bench) {
-    for program in ["hostel-net", "pasta", "passt"] {
+    for program in ["hostel-net", "passt"] {
         let left = bench.home.pids_of(program);
         assert!(left.is_empty(), "{program} is left: {left:?}");
     }

@@ -91,6 +91,18 @@ impl Owners {
         self.waiting.extend(sockets.into_iter().take(room));
     }
 
+    /// Wants to know no more of what is gone: a search for that would look at everything there is.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&Key, u32) -> bool) {
+        self.waiting
+            .retain(|(key, bound)| !is_gone(key, bound.inode));
+        if let Some(search) = &mut self.search {
+            search.wanted.retain(|inode, keys| {
+                keys.retain(|key| !is_gone(key, *inode));
+                !keys.is_empty()
+            });
+        }
+    }
+
     /// Whether there is something to search.
     pub(super) fn is_searching(&self) -> bool {
         self.search.is_some() || !self.waiting.is_empty()
@@ -429,6 +441,23 @@ mod tests {
         let start = Instant::now();
         assert!(search(&mut owners).is_empty());
         assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_is_gone_is_not_searched_for() {
+        let (_listener, key, bound) = listening();
+        let mut owners = Owners::new();
+        let gone = Bound {
+            inode: u32::MAX,
+            ..bound
+        };
+        owners.ask([(key.clone(), gone)]);
+        owners.search = owners.next_search();
+        owners.ask([(key.clone(), gone), (key, bound)]);
+        owners.forget(|_, inode| inode == gone.inode);
+        assert!(owners.search.as_ref().is_some_and(|s| s.wanted.is_empty()));
+        assert_eq!(owners.waiting.len(), 1);
+        assert_eq!(search(&mut owners).len(), 1);
     }
 
     #[test]

@@ -142,6 +142,13 @@ impl Table {
         Some(listener(key, entry))
     }
 
+    /// Whether a socket is where it was found.
+    pub(super) fn has(&self, key: &Key, inode: u32) -> bool {
+        self.entries
+            .get(key)
+            .is_some_and(|entry| entry.bound.inode == inode)
+    }
+
     /// Lists the sockets of a process, by its pid in the machine.
     pub(super) fn of_process(&self, machine_pid: u32) -> Vec<(Key, Bound)> {
         self.entries

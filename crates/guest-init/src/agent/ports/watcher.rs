@@ -231,6 +231,10 @@ impl Watcher {
             Some(ports) => self.table.update_ports(ports, found, distro),
             None => self.table.update(found, distro),
         };
+        if !changes.removed.is_empty() {
+            let table = &self.table;
+            self.owners.forget(|key, inode| !table.has(key, inode));
+        }
         self.owners.ask(new);
         changes
     }

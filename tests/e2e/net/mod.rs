@@ -26,5 +26,8 @@ pub(crate) const TESTS: &[(&str, Tests)] = &[
 ];
 
 /// Those that must not run beside others.
-pub(crate) const ALONE: &[(&str, Tests)] =
-    &[("names", names::ALONE), ("net_faults", faults::ALONE)];
+pub(crate) const ALONE: &[(&str, Tests)] = &[
+    ("rooms", rooms::ALONE),
+    ("names", names::ALONE),
+    ("net_faults", faults::ALONE),
+];

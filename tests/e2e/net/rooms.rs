@@ -22,12 +22,6 @@ pub(crate) const TESTS: Tests = &[
         "a_room_is_moved_into_and_out_of",
         a_room_is_moved_into_and_out_of,
     ),
-    ("rooms_share_a_port_number", rooms_share_a_port_number),
-    (
-        "an_isolated_room_holds_against_its_root",
-        an_isolated_room_holds_against_its_root,
-    ),
-    ("many_rooms_start_together", many_rooms_start_together),
     (
         "engines_inside_make_networks_of_their_own",
         engines_inside_make_networks_of_their_own,
@@ -37,6 +31,16 @@ pub(crate) const TESTS: Tests = &[
         addresses_of_rooms_are_checked,
     ),
     ("a_killed_room_leaves_nothing", a_killed_room_leaves_nothing),
+];
+
+/// These need the host's own way to the addresses; of two VMs of one user with the same subnet only one has it.
+pub(crate) const ALONE: Tests = &[
+    ("rooms_share_a_port_number", rooms_share_a_port_number),
+    (
+        "an_isolated_room_holds_against_its_root",
+        an_isolated_room_holds_against_its_root,
+    ),
+    ("many_rooms_start_together", many_rooms_start_together),
 ];
 
 fn house(names: &[&str]) -> Home {

@@ -186,7 +186,7 @@ fn a_dead_resolver_is_told_soon() {
     fs_err::write("/etc/resolv.conf", &before).unwrap();
     said.unwrap();
     until("names resolve again", DEADLINE, || {
-        Some(ask()).filter(|said| said == "other: ")
+        Some(ask()).filter(|said| said == "other:")
     })
     .unwrap();
 }

@@ -126,14 +126,18 @@ fn first_v4(addresses: &[Address], which: impl Fn(&&Address) -> bool) -> Option<
         })
 }
 
+/// The name of the daemon's process.
+const DAEMON: &str = "hosteld";
+
 /// Tells whether an address is from 2000::/3, the only range that is global today.
 fn is_global(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.segments()[0] >> 13 == 1)
 }
 
-/// Tells whether an interface is of this user's own network, or is left of one that has ended.
+/// Tells whether an interface is of this daemon's own network, or is left of one that has ended.
 ///
-/// A tap of ours is a port of a bridge of ours and has no address. Another user's network is one of the host's to us.
+/// A tap of ours is a port of a bridge of ours and has no address. To us the network of another user, or of another living
+/// daemon of this user (with a home of its own), is one of the host's.
 fn is_ours(link: &Link) -> bool {
     let Some(mark) = link.alias.strip_prefix(OURS) else {
         return false;
@@ -145,11 +149,19 @@ fn is_ours(link: &Link) -> bool {
     let Ok(status) = fs_err::read_to_string(format!("/proc/{owner}/status")) else {
         return true;
     };
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.split_ascii_whitespace().next()
+    };
     // Not the owner of the file: that is root for a program with capabilities.
-    let user = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Uid:")?.split_ascii_whitespace().next());
-    user == Some(&rustix::process::getuid().as_raw().to_string())
+    field("Uid:") == Some(&rustix::process::getuid().as_raw().to_string())
+        && !field("PPid:").is_some_and(is_another_daemon)
+}
+
+/// Tells whether a process is a daemon like this one. One whose daemon was killed is on its way out.
+fn is_another_daemon(pid: &str) -> bool {
+    let name = fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pid != std::process::id().to_string() && name.trim_end() == DAEMON
 }
 
 fn mtu(links: &[Link]) -> u32 {

@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use hostel_tests::{
     home::kill,
-    run::{DEADLINE, until},
+    run::{DEADLINE, host, until},
     world::{
-        INTERNET,
+        self, INTERNET,
         servers::{self, DIGEST, pattern_sha256},
     },
 };
@@ -14,17 +14,21 @@ use rustix::process::Signal;
 
 use super::{
     Tests,
-    bench::{Bench, OTHER, ROOM},
+    bench::{self, Bench, OTHER, ROOM},
     probe::{guest_fetches, host_fetches, internet, serve_in_guest},
     reach,
 };
-use crate::shared::SMALL;
+use crate::shared::{SMALL, small};
 
 pub(crate) const TESTS: Tests = &[
     ("root_carries_everything", root_carries_everything),
     ("rootless_carries_everything", rootless_carries_everything),
     ("passt_carries_everything", passt_carries_everything),
     ("slirp_carries_everything", slirp_carries_everything),
+    (
+        "the_helper_gives_a_user_the_root_backend",
+        the_helper_gives_a_user_the_root_backend,
+    ),
 ];
 
 /// How much is moved each way.
@@ -55,6 +59,66 @@ fn carries_everything(backend: &'static str) {
     the_process_behind_it_is_killed(&bench);
     bench.home.run(&["shutdown"]).ok();
     nothing_is_left(&bench);
+}
+
+/// One command by root, and an ordinary user's VM is reached like root's.
+fn the_helper_gives_a_user_the_root_backend() {
+    let home = bench::empty("auto");
+    let user = home.user().expect("an ordinary user's home").to_string();
+    // In this world's own mount namespace; what is installed there otherwise stays visible.
+    let over = tempfile::tempdir().unwrap();
+    let dir = |name: &str| over.path().join(name).display().to_string();
+    host(
+        "mount",
+        &["-t", "tmpfs", "-o", "mode=755", "none", &dir("")],
+    )
+    .unwrap()
+    .ok();
+    fs_err::create_dir(dir("upper")).unwrap();
+    fs_err::create_dir(dir("work")).unwrap();
+    let layers = format!(
+        "lowerdir=/usr/local,upperdir={},workdir={}",
+        dir("upper"),
+        dir("work")
+    );
+    host(
+        "mount",
+        &["-t", "overlay", "-o", &layers, "none", "/usr/local"],
+    )
+    .unwrap()
+    .ok();
+    let hostel = world::program("hostel");
+    let helper = |args: &[&str]| {
+        let all = [&["net", "helper"], args].concat();
+        host(hostel.to_str().unwrap(), &all).unwrap()
+    };
+    helper(&["install", "--group", &user]).ok();
+    home.import(SMALL, &small());
+    home.run(&["start", SMALL]).ok();
+    let network = home.json(&["status"])["network"].clone();
+    assert_eq!(network["backend"], "root", "{network:#}");
+    let server = home.pids_of("hostel-net");
+    let status = fs_err::read_to_string(format!("/proc/{}/status", server[0])).unwrap();
+    // cap_net_bind_service and cap_net_admin, and never more.
+    for set in ["CapEff", "CapPrm"] {
+        let line = status.lines().find(|l| l.starts_with(set)).unwrap();
+        assert!(line.ends_with("0000000000001400"), "{line}");
+    }
+    let _server = serve_in_guest(&home, SMALL, "0.0.0.0", 3400);
+    let vm: Ipv4Addr = network["address"].as_str().unwrap().parse().unwrap();
+    assert_eq!(
+        host_fetches(SocketAddr::from((vm, 3400))).as_deref(),
+        Some(SMALL)
+    );
+    assert!(guest_fetches(
+        &home,
+        SMALL,
+        SocketAddr::from((internet(), servers::HTTP))
+    ));
+    home.run(&["shutdown"]).ok();
+    helper(&["uninstall"]).ok();
+    host("umount", &["/usr/local"]).unwrap().ok();
+    host("umount", &[&dir("")]).unwrap().ok();
 }
 
 /// NET-1, NAT-11: one eth0, one address, one route for all who share; the same addresses with every backend.

@@ -10,6 +10,7 @@ mod reach;
 mod record;
 mod relay;
 mod rooms;
+mod tour;
 
 /// Tests with their names.
 type Tests = &'static [(&'static str, fn())];
@@ -23,6 +24,7 @@ pub(crate) const TESTS: &[(&str, Tests)] = &[
     ("record", record::TESTS),
     ("firewall", firewall::TESTS),
     ("net_faults", faults::TESTS),
+    ("tour", tour::TESTS),
 ];
 
 /// Those that must not run beside others.

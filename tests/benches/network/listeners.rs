@@ -125,7 +125,8 @@ fn order(control: &mut Control, order: &str, effect: impl Fn() -> bool) -> Resul
     control.send(order)?;
     while !effect() {
         if start.elapsed() > Duration::from_secs(30) {
-            bail!("`{order}` has no effect on the host");
+            let said = control.answer().unwrap_or_else(|e| e.to_string());
+            bail!("`{order}` has no effect on the host; the answer in the machine: {said}");
         }
         thread::park_timeout(LOOK);
     }
@@ -153,6 +154,8 @@ fn idle(home: &Home) -> Result<(f64, f64)> {
         IDLE.as_secs()
     );
     let daemon = home.daemon_pid().context("the daemon runs")?;
+    // What was done before may have an echo.
+    pause(Duration::from_secs(2));
     let machine = home.start(&["debug-shell", "--", "sh", "-c", &line]);
     let start = Instant::now();
     let before = of_process(daemon)?;

@@ -1,6 +1,10 @@
 //! The network's record: chosen once, kept, changed by the user, renewed when it cannot be had. And modes by configuration.
 
-use hostel_tests::{home::Home, run::host, world::INTERNET};
+use hostel_tests::{
+    home::Home,
+    run::host,
+    world::{INTERNET, INTERNET_V6},
+};
 use serde_json::Value;
 
 use super::Tests;
@@ -21,6 +25,14 @@ pub(crate) const TESTS: Tests = &[
     (
         "localhost_forwarding_can_be_switched_off",
         localhost_forwarding_can_be_switched_off,
+    ),
+    (
+        "the_hosts_loopback_opens_when_it_is_asked_for",
+        the_hosts_loopback_opens_when_it_is_asked_for,
+    ),
+    (
+        "ipv6_goes_out_where_the_host_has_it",
+        ipv6_goes_out_where_the_host_has_it,
     ),
 ];
 
@@ -199,4 +211,43 @@ fn localhost_forwarding_can_be_switched_off() {
         "{ledger}"
     );
     assert!(std::net::TcpStream::connect(("127.0.0.1", 7301)).is_err());
+}
+
+/// `hostAddressLoopback`; without it every backend keeps it closed, which `docs/networking.md` and its test say.
+fn the_hosts_loopback_opens_when_it_is_asked_for() {
+    let port = super::probe::serve_on_host(std::net::Ipv4Addr::LOCALHOST.into());
+    for backend in ["root", "rootless", "passt", "slirp"] {
+        let home = super::bench::empty(backend);
+        home.configure("experimental", "hostAddressLoopback=true");
+        home.import(SMALL, &small());
+        home.run(&["start", SMALL]).ok();
+        let net = network(&home);
+        assert_eq!(net["backend"], backend);
+        let gateway = net["gateway"].as_str().unwrap();
+        let page = home.sh(
+            SMALL,
+            &format!("timeout 10 wget -q -O - http://{gateway}:{port}/"),
+        );
+        assert_eq!(page.ok(), hostel_tests::world::servers::PAGE, "{backend}");
+        home.run(&["shutdown"]).ok();
+    }
+}
+
+/// This world's host has a global IPv6 address, so `ipv6=auto` gives the guest private ones and NAT66.
+fn ipv6_goes_out_where_the_host_has_it() {
+    let home = home();
+    home.import("room", &small());
+    home.run(&["manage", "room", "--network", "own"]).ok();
+    let fetch = format!("timeout 10 wget -q -O - http://[{INTERNET_V6}]/peer");
+    for distro in [SMALL, "room"] {
+        assert_eq!(home.sh(distro, &fetch).ok(), "2001:db8:2::1", "{distro}");
+    }
+    home.run(&["shutdown"]).ok();
+    home.configure("hostel", "ipv6=off");
+    let shown = home.sh(SMALL, "ip -6 addr show dev eth0").ok();
+    assert!(
+        shown.contains("fe80::") && !shown.contains("scope global"),
+        "{shown}"
+    );
+    assert!(!home.sh(SMALL, &fetch).status.success());
 }

@@ -249,9 +249,8 @@ impl Home {
                 let name = fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 let name = name.trim_end();
                 // The kernel keeps 15 characters; passt and pasta go on as `passt.avx2`.
-                !name.is_empty()
-                    && (comm.starts_with(name)
-                        || name.strip_prefix(comm).is_some_and(|r| r.starts_with('.')))
+                let cut = name.len() == 15 && comm.starts_with(name);
+                name == comm || cut || name.strip_prefix(comm).is_some_and(|r| r.starts_with('.'))
             })
             .collect()
     }

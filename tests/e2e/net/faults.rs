@@ -1,6 +1,9 @@
 //! Bad days of the network: somebody else's hands, missing things, and a host that changes.
 
-use std::net::SocketAddr;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use hostel_tests::{
     home::{Home, kill},
@@ -11,7 +14,7 @@ use rustix::process::Signal;
 
 use super::{
     Tests, bench,
-    probe::{guest_fetches, internet},
+    probe::{guest_fetches, host_fetches, internet, serve_in_guest},
 };
 use crate::shared::{DEBIAN_12, SMALL, small};
 
@@ -24,6 +27,10 @@ pub(crate) const TESTS: Tests = &[
     (
         "without_tun_the_next_backend_is_taken",
         without_tun_the_next_backend_is_taken,
+    ),
+    (
+        "a_host_that_slept_has_its_network",
+        a_host_that_slept_has_its_network,
     ),
 ];
 
@@ -146,7 +153,38 @@ fn without_tun_the_next_backend_is_taken() {
     reaches_out(&home);
 }
 
-/// Sleep, a cable, another Wi-Fi: the uplink goes and comes back with another address.
+/// A host that sleeps stops everything at once and goes on later, as a lid that is closed does.
+fn a_host_that_slept_has_its_network() {
+    let home = started("root");
+    let _server = serve_in_guest(&home, SMALL, "0.0.0.0", 7401);
+    let answers = || host_fetches(SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)));
+    until("the relay answers", DEADLINE, answers).unwrap();
+    let everyone: Vec<u32> = ["hosteld", "hostel-net", "qemu-system-x86"]
+        .into_iter()
+        .flat_map(|name| home.pids_of(name))
+        .collect();
+    assert_eq!(everyone.len(), 3);
+    for pid in &everyone {
+        kill(*pid, Signal::STOP);
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the time asleep is what is tested"
+    )]
+    std::thread::sleep(Duration::from_secs(20));
+    for pid in &everyone {
+        kill(*pid, Signal::CONT);
+    }
+    reaches_out(&home);
+    until("the relay answers again", DEADLINE, answers).unwrap();
+    assert!(
+        everyone.contains(&home.qemu_pids()[0])
+            && home.daemon_pid().is_some_and(|d| everyone.contains(&d)),
+        "nothing was started anew"
+    );
+}
+
+/// A cable, another Wi-Fi: the uplink goes and comes back with another address.
 fn the_uplink_goes_away_and_comes_back() {
     const OTHER: &str = "203.0.113.2/24";
     let ip = |args: &[&str]| host("ip", args).unwrap().ok();

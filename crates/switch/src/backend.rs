@@ -16,7 +16,10 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{
+    FutureExt as _,
+    future::{self, BoxFuture},
+};
 use hostel_model::firewall::Rule;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -242,19 +245,31 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>>;
 
     /// Tells whether connections to the guest's addresses can be opened with [`Backend::connect`].
-    fn reaches_guest(&self) -> bool;
+    ///
+    /// This and the four that follow are of a backend without a way in, unless it says otherwise.
+    fn reaches_guest(&self) -> bool {
+        false
+    }
 
     /// Opens a TCP connection to an address of the guest. `Unsupported` where the guest is not reached.
-    fn connect(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
+    fn connect(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+        future::ready(unreached()).boxed()
+    }
 
     /// Opens a UDP socket that is connected to an address of the guest. `Unsupported` where the guest is not reached.
-    fn connect_udp(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>>;
+    fn connect_udp(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>> {
+        future::ready(unreached()).boxed()
+    }
 
     /// Binds port 53 of the gateway's address, for a resolver; `None` where the gateway's address is not ours.
-    fn gateway_dns(&self) -> BoxFuture<'_, io::Result<Option<(UdpSocket, TcpListener)>>>;
+    fn gateway_dns(&self) -> BoxFuture<'_, io::Result<Option<(UdpSocket, TcpListener)>>> {
+        future::ready(Ok(None)).boxed()
+    }
 
     /// Replaces the firewall's rules, all at once. A success where nothing can come in anyhow.
-    fn set_firewall(&self, rules: Vec<Rule>) -> BoxFuture<'_, io::Result<()>>;
+    fn set_firewall(&self, _rules: Vec<Rule>) -> BoxFuture<'_, io::Result<()>> {
+        future::ready(Ok(())).boxed()
+    }
 
     /// Returns what one sees of it on the host.
     fn adapters(&self) -> Vec<Adapter>;

@@ -2,30 +2,24 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     os::{fd::OwnedFd, unix::net::UnixStream as Pair},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{self, BoxFuture},
-};
-use hostel_model::firewall::Rule;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use hostel_sys::spawn::{Child, Spawn, Stream};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket, UnixStream, unix::pipe},
+    net::{UnixStream, unix::pipe},
     sync::watch,
     task::AbortHandle,
     time::timeout,
 };
 
-use super::{
-    Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, unreached,
-};
+use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{
     Host, NatRecord, error_chain,
     filter::{self, Filter, Policy},
@@ -374,26 +368,6 @@ impl Backend for Passt {
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
         self.connection().boxed()
-    }
-
-    fn reaches_guest(&self) -> bool {
-        false
-    }
-
-    fn connect(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
-        future::ready(unreached()).boxed()
-    }
-
-    fn connect_udp(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>> {
-        future::ready(unreached()).boxed()
-    }
-
-    fn gateway_dns(&self) -> BoxFuture<'_, io::Result<Option<(UdpSocket, TcpListener)>>> {
-        future::ready(Ok(None)).boxed()
-    }
-
-    fn set_firewall(&self, _rules: Vec<Rule>) -> BoxFuture<'_, io::Result<()>> {
-        future::ready(Ok(())).boxed()
     }
 
     fn adapters(&self) -> Vec<Adapter> {

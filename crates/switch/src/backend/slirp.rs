@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     sync::{Mutex, PoisonError},
 };
 
@@ -10,12 +10,8 @@ use futures_util::{
     FutureExt as _,
     future::{self, BoxFuture},
 };
-use hostel_model::firewall::Rule;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::{
-    Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, unreached,
-};
+use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{
     Host, NatRecord,
     filter::{self, Filter, Policy},
@@ -125,26 +121,6 @@ impl Backend for Slirp {
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
         future::ready(self.connection()).boxed()
-    }
-
-    fn reaches_guest(&self) -> bool {
-        false
-    }
-
-    fn connect(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
-        future::ready(unreached()).boxed()
-    }
-
-    fn connect_udp(&self, _to: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>> {
-        future::ready(unreached()).boxed()
-    }
-
-    fn gateway_dns(&self) -> BoxFuture<'_, io::Result<Option<(UdpSocket, TcpListener)>>> {
-        future::ready(Ok(None)).boxed()
-    }
-
-    fn set_firewall(&self, _rules: Vec<Rule>) -> BoxFuture<'_, io::Result<()>> {
-        future::ready(Ok(())).boxed()
     }
 
     fn adapters(&self) -> Vec<Adapter> {

@@ -127,13 +127,24 @@ impl Engine {
         };
         match plan.record {
             _ if plan.settings.mode == Mode::None => none("asked for"),
-            Some(record) => v1::NetworkStatus {
-                backend: plan.settings.kind.map_or("auto", |k| k.as_str()).to_owned(),
-                backend_reason: "chosen when the VM starts".to_owned(),
-                ..planned(&record, &plan.settings)
-            },
+            Some(record) => {
+                let mut status = v1::NetworkStatus {
+                    backend: plan.settings.kind.map_or("auto", |k| k.as_str()).to_owned(),
+                    backend_reason: "chosen when the VM starts".to_owned(),
+                    ..planned(&record, &plan.settings)
+                };
+                if !self.is_recorded() && plan.settings.mac.is_none() {
+                    status.mac.clear();
+                }
+                status
+            }
             None => none("no subnet is free on this host"),
         }
+    }
+
+    /// Tells whether the record has been stored. Before, its id and what follows from it are not known yet.
+    fn is_recorded(&self) -> bool {
+        self.registry.settings().nat.is_some()
     }
 
     /// Describes the network in full.
@@ -147,11 +158,15 @@ impl Engine {
         let mut reply = v1::NetworkReply {
             status: Some(self.network_status().await),
             guests: self.network_guests(record.as_ref()),
-            stored_in: self.registry.layout().registry().display().to_string(),
             ..v1::NetworkReply::default()
         };
+        if self.is_recorded() {
+            reply.stored_in = self.registry.layout().registry().display().to_string();
+        }
         if let Some(record) = &record {
-            reply.id.clone_from(&record.id);
+            if self.is_recorded() {
+                reply.id.clone_from(&record.id);
+            }
             reply.name.clone_from(&record.name);
             reply.r#type = record.kind.to_string();
             reply.first_host = record.first_host().to_string();

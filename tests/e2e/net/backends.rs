@@ -162,16 +162,19 @@ fn large_transfers_arrive_whole(bench: &Bench) {
     let sent = sent.split(' ').next().expect("a sum");
     assert_eq!(received, format!("{MUCH} {sent}"), "out of the VM");
     // Between the host and the VM, by the way that every backend has: the relay.
+    let port = bench.port + 1;
     let server = bench.home.start(&[
         "-d",
         OTHER,
         "--",
-        "mkdir -p /tmp/big && cp /bin/busybox /tmp/big/b && exec httpd -f -p 0.0.0.0:3100 -h /tmp/big",
+        &format!(
+            "mkdir -p /tmp/big && cp /bin/busybox /tmp/big/b && exec httpd -f -p 0.0.0.0:{port} -h /tmp/big"
+        ),
     ]);
     let sum = bench.home.sh(OTHER, "sha256sum /bin/busybox").ok();
     let fetched = until("the relay brings the file", DEADLINE, || {
         use std::io::{Read, Write};
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 3100));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stream = std::net::TcpStream::connect(address).ok()?;
         stream.write_all(b"GET /b HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = Vec::new();
@@ -213,9 +216,9 @@ fn the_process_behind_it_is_killed(bench: &Bench) {
         guest_fetches(&bench.home, SMALL, http).then_some(())
     })
     .unwrap();
-    let _server = serve_in_guest(&bench.home, OTHER, "0.0.0.0", 3200);
+    let _server = serve_in_guest(&bench.home, OTHER, "0.0.0.0", bench.port + 2);
     until("the relay is mended", DEADLINE, || {
-        host_fetches(SocketAddr::from((Ipv4Addr::LOCALHOST, 3200)))
+        host_fetches(SocketAddr::from((Ipv4Addr::LOCALHOST, bench.port + 2)))
     })
     .unwrap();
     assert_eq!(bench.home.qemu_pids(), before, "the VM went on");

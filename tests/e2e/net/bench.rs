@@ -20,6 +20,8 @@ pub(super) const ISOLATED: &str = "isolated";
 pub(super) struct Bench {
     pub(super) home: Home,
     pub(super) backend: &'static str,
+    /// Where its servers listen, and on the host's localhost too: one of its own, for another house may be there.
+    pub(super) port: u16,
     net: Value,
 }
 
@@ -41,7 +43,18 @@ impl Bench {
             net["status"]["backend"], backend,
             "the backend that was asked for: {net:#}"
         );
-        Self { home, backend, net }
+        let port = match backend {
+            "root" => 3000,
+            "rootless" => 3010,
+            "passt" => 3020,
+            _ => 3030,
+        };
+        Self {
+            home,
+            backend,
+            port,
+            net,
+        }
     }
 
     pub(super) fn gateway(&self) -> Ipv4Addr {

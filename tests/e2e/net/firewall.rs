@@ -26,40 +26,40 @@ pub(crate) const TESTS: Tests = &[
 fn strangers_need_a_rule() {
     let home = Home::with_kernel().unwrap();
     home.import(SMALL, &small());
-    let _server = serve_in_guest(&home, SMALL, "0.0.0.0", 3000);
-    let _second = serve_in_guest(&home, SMALL, "0.0.0.0", 3001);
+    let _server = serve_in_guest(&home, SMALL, "0.0.0.0", 3500);
+    let _second = serve_in_guest(&home, SMALL, "0.0.0.0", 3501);
     let vm: Ipv4Addr = home.json(&["status"])["network"]["address"]
         .as_str()
         .unwrap()
         .parse()
         .unwrap();
     let at = |port| SocketAddr::from((vm, port));
-    assert!(host_fetches(at(3000)).is_some());
-    assert!(!stranger_connects(at(3000)));
-    let rule = format!("allow tcp 3000 from {INTERNET}");
+    assert!(host_fetches(at(3500)).is_some());
+    assert!(!stranger_connects(at(3500)));
+    let rule = format!("allow tcp 3500 from {INTERNET}");
     home.run(&["net", "firewall", "add", &rule]).ok();
     // In force when the command has returned.
-    assert!(stranger_connects(at(3000)));
-    assert!(!stranger_connects(at(3001)));
+    assert!(stranger_connects(at(3500)));
+    assert!(!stranger_connects(at(3501)));
     home.run(&["net", "firewall", "rm", "1"]).ok();
-    assert!(!stranger_connects(at(3000)));
+    assert!(!stranger_connects(at(3500)));
     home.run(&[
         "net",
         "firewall",
         "add",
         "deny",
         "tcp",
-        "3000",
+        "3500",
         "from",
         "203.0.113.0/24",
     ])
     .ok();
     home.run(&["net", "firewall", "add", "allow any"]).ok();
     assert!(
-        !stranger_connects(at(3000)),
+        !stranger_connects(at(3500)),
         "the first rule that matches decides"
     );
-    assert!(stranger_connects(at(3001)));
+    assert!(stranger_connects(at(3501)));
     // What the guest asked for still gets its answers.
     home.sh(SMALL, &format!("wget -q -O - http://{INTERNET}/"))
         .ok();

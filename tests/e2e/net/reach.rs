@@ -20,9 +20,6 @@ use super::{
 };
 use crate::shared::SMALL;
 
-/// The port of the servers in the guest; ordinary, so that it is the same on the host.
-const PORT: u16 = 3000;
-
 /// Asks every question of the table and compares the answers.
 pub(super) fn matches_the_table(bench: &Bench) {
     let column = bench.backend;
@@ -48,16 +45,17 @@ pub(super) fn matches_the_table(bench: &Bench) {
 /// Asks: may they reach each other?
 fn ask(bench: &Bench) -> BTreeMap<String, bool> {
     let home = &bench.home;
+    let port = bench.port;
     let gateway = bench.gateway();
     let uplink: Ipv4Addr = UPLINK.parse().unwrap();
     let vm = bench.vm();
     let (room, second) = (bench.address(ROOM), bench.address(SECOND_ROOM));
     let isolated = bench.address(ISOLATED);
     let _servers = [
-        serve_in_guest(home, OTHER, "0.0.0.0", PORT),
-        serve_in_guest(home, ROOM, "0.0.0.0", PORT),
-        serve_in_guest(home, SECOND_ROOM, "0.0.0.0", PORT),
-        serve_in_guest(home, ISOLATED, "0.0.0.0", PORT),
+        serve_in_guest(home, OTHER, "0.0.0.0", port),
+        serve_in_guest(home, ROOM, "0.0.0.0", port),
+        serve_in_guest(home, SECOND_ROOM, "0.0.0.0", port),
+        serve_in_guest(home, ISOLATED, "0.0.0.0", port),
     ];
     // Of the host: open to everyone, and to itself only.
     static HOST: OnceLock<(u16, u16)> = OnceLock::new();
@@ -67,10 +65,10 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
             serve_on_host(Ipv4Addr::LOCALHOST.into()),
         )
     });
-    let at = |address: Ipv4Addr, port| SocketAddr::from((address, port));
+    let at = |address: Ipv4Addr, port: u16| SocketAddr::from((address, port));
     let serves = |address: Ipv4Addr, name: &str| {
-        host_fetches(at(address, PORT)).is_some_and(|who| {
-            assert_eq!(who, name, "somebody else answers at {address}:{PORT}");
+        host_fetches(at(address, port)).is_some_and(|who| {
+            assert_eq!(who, name, "somebody else answers at {address}:{port}");
             true
         })
     };
@@ -80,8 +78,8 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
     };
     // The relay follows the listeners; nothing else in the table has to be waited for.
     until("the relay knows the servers", DEADLINE, || {
-        let shared = host_fetches(at(Ipv4Addr::LOCALHOST, PORT));
-        let rooms = [room, second].map(|r| host_fetches(at(local(r), PORT)));
+        let shared = host_fetches(at(Ipv4Addr::LOCALHOST, port));
+        let rooms = [room, second].map(|r| host_fetches(at(local(r), port)));
         (shared.is_some() && rooms.iter().all(Option::is_some)).then_some(())
     })
     .unwrap();
@@ -127,9 +125,9 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
             "room → host, at its own address",
             guest_fetches(home, ROOM, at(uplink, open)),
         ),
-        ("room → VM", guest_gets(ROOM, vm, PORT)),
-        ("VM → room", guest_gets(SMALL, room, PORT)),
-        ("room → room", guest_gets(ROOM, second, PORT)),
+        ("room → VM", guest_gets(ROOM, vm, port)),
+        ("VM → room", guest_gets(SMALL, room, port)),
+        ("room → room", guest_gets(ROOM, second, port)),
         (
             "isolated room → internet",
             guest_fetches(home, ISOLATED, http),
@@ -142,12 +140,12 @@ fn ask(bench: &Bench) -> BTreeMap<String, bool> {
             "isolated room → host, at its own address",
             guest_fetches(home, ISOLATED, at(uplink, open)),
         ),
-        ("isolated room → VM", guest_gets(ISOLATED, vm, PORT)),
-        ("isolated room → room", guest_gets(ISOLATED, room, PORT)),
-        ("room → isolated room", guest_gets(ROOM, isolated, PORT)),
+        ("isolated room → VM", guest_gets(ISOLATED, vm, port)),
+        ("isolated room → room", guest_gets(ISOLATED, room, port)),
+        ("room → isolated room", guest_gets(ROOM, isolated, port)),
         ("host → room, at its address", serves(room, ROOM)),
         ("host → room, at 127.x", serves(local(room), ROOM)),
-        ("other machines → VM", stranger_connects(at(vm, PORT))),
+        ("other machines → VM", stranger_connects(at(vm, port))),
     ];
     rows.into_iter()
         .map(|(row, reached)| (row.to_owned(), reached))

@@ -39,8 +39,9 @@ pub(crate) async fn wait_for(serial: &str) -> Result<Disk, DiskError> {
     if serial.is_empty() || serial.len() > 36 || !serial.chars().all(fits) {
         return Err(DiskError::BadSerial(serial.chars().take(36).collect()));
     }
-    // The kernel shows a disk before it makes the node.
-    let look = || look(Path::new("/sys/block"), serial).filter(|d| d.node().exists());
+    // The kernel shows a disk before it makes the node, and has the node before the disk answers (ENXIO).
+    let opens = |disk: &Disk| fs_err::File::open(disk.node()).is_ok();
+    let look = || look(Path::new("/sys/block"), serial).filter(opens);
     if let Some(disk) = look() {
         return Ok(disk);
     }

@@ -115,6 +115,7 @@ want_for_tests() {
     want iproute2 ip
     want nftables nft
     want iputils-ping ping
+    want procps sysctl
     want python3 python3
     want kmod modprobe
     want util-linux unshare

@@ -330,23 +330,35 @@ impl VmBackend {
             }
             Err(failure) => failure,
         };
-        if plan.accel.accel != Accel::Kvm || plan.conf.hostel.accel == hostel_wslconf::Accel::Kvm {
-            network.close().await;
-            return Err(failure);
-        }
-        warn(format!(
-            "the VM did not start with KVM and is started without it, which is slower: {}",
-            failure.message
-        ));
         let why = failure
             .message
             .lines()
             .next()
             .unwrap_or_default()
             .to_owned();
-        plan.accel = AccelChoice {
-            accel: Accel::Tcg,
-            reason: format!("KVM failed: {why}"),
+        let kvm_failed = match plan.accel.accel {
+            Accel::Kvm if plan.conf.hostel.accel != hostel_wslconf::Accel::Kvm => {
+                warn(format!(
+                    "the VM did not start with KVM and is started without it, which is slower: {}",
+                    failure.message
+                ));
+                plan.accel = AccelChoice {
+                    accel: Accel::Tcg,
+                    reason: format!("KVM failed: {why}"),
+                };
+                Some(why)
+            }
+            // On a host that is very busy a guest's timer may stop for good under TCG; the next boot knows nothing of it.
+            Accel::Tcg if failure.code == ErrorCode::VmHung => {
+                warn(format!(
+                    "the VM hung while it started and is started once more: {why}"
+                ));
+                None
+            }
+            Accel::Kvm | Accel::Tcg => {
+                network.close().await;
+                return Err(failure);
+            }
         };
         let nic = network.nic(warn).await;
         let mut booted = match self.launch(&plan, disks, &network, nic).await {
@@ -359,7 +371,9 @@ impl VmBackend {
         network::keep(&self.registry, &network);
         booted.network = network.setup;
         // Only now is it KVM's fault.
-        if let Err(error) = self.registry.change_settings(|s| s.kvm_failed = Some(why)) {
+        if let Some(why) = kvm_failed
+            && let Err(error) = self.registry.change_settings(|s| s.kvm_failed = Some(why))
+        {
             tracing::warn!(%error, "the failure of KVM was not remembered");
         }
         Ok(booted)
@@ -456,7 +470,7 @@ impl VmBackend {
                     format!("\n{tail}")
                 };
                 return Err(Failure::new(
-                    ErrorCode::VmStart,
+                    ErrorCode::VmHung,
                     format!(
                         "the VM did not answer within {} s under {}; its console says: {said}",
                         patience.as_secs(),

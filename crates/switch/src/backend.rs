@@ -142,6 +142,24 @@ pub struct GuestNetwork {
     pub host: Option<Ipv4Addr>,
 }
 
+impl GuestNetwork {
+    /// Returns what a record tells, for a backend that has nothing to add.
+    fn of(record: &NatRecord, mtu: u32, ipv6: bool) -> Self {
+        Self {
+            address: record.address,
+            prefix: record.subnet.bits(),
+            gateway: record.gateway,
+            mac: record.mac,
+            mtu,
+            dns: vec![record.gateway],
+            relay_address: None,
+            ipv6: ipv6.then(|| GuestIpv6::of(record)),
+            hide_rooms: false,
+            host: None,
+        }
+    }
+}
+
 /// The guest's private IPv6 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestIpv6 {

@@ -27,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
+use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{Host, MacAddress, NatRecord, advice, error_chain, programs};
 
 /// The way out of the namespace is there after some 100 ms; this is for a machine that is very busy.
@@ -426,20 +426,13 @@ impl Backend for Bridged {
     fn guest(&self) -> GuestNetwork {
         let record = &self.record;
         GuestNetwork {
-            address: record.address,
-            prefix: record.subnet.bits(),
-            gateway: record.gateway,
-            mac: record.mac,
-            mtu: self.mtu,
-            dns: vec![record.gateway],
             relay_address: Some(record.relay_address()),
-            ipv6: self.ipv6.then(|| GuestIpv6::of(record)),
-            hide_rooms: false,
             host: if self.is_own() && !self.host_loopback {
                 self.host
             } else {
                 Some(record.gateway)
             },
+            ..GuestNetwork::of(record, self.mtu, self.ipv6)
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
+use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{
     Host, NatRecord, error_chain,
     filter::{self, Filter, Policy},
@@ -353,16 +353,9 @@ impl Backend for Passt {
     fn guest(&self) -> GuestNetwork {
         let record = &self.record;
         GuestNetwork {
-            address: record.address,
-            prefix: record.subnet.bits(),
-            gateway: record.gateway,
-            mac: record.mac,
-            mtu: self.mtu,
-            dns: vec![record.gateway],
-            relay_address: None,
-            ipv6: self.ipv6.then(|| GuestIpv6::of(record)),
             hide_rooms: !self.features.maps,
             host: self.host_address(),
+            ..GuestNetwork::of(record, self.mtu, self.ipv6)
         }
     }
 

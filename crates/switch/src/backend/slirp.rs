@@ -11,7 +11,7 @@ use futures_util::{
     future::{self, BoxFuture},
 };
 
-use super::{Adapter, Backend, GuestIpv6, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
+use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
 use crate::{
     Host, NatRecord,
     filter::{self, Filter, Policy},
@@ -102,20 +102,13 @@ impl Backend for Slirp {
     fn guest(&self) -> GuestNetwork {
         let record = &self.record;
         GuestNetwork {
-            address: record.address,
-            prefix: record.subnet.bits(),
-            gateway: record.gateway,
-            mac: record.mac,
-            mtu: self.mtu,
             dns: vec![record.resolver()],
-            relay_address: None,
-            ipv6: self.ipv6.then(|| GuestIpv6::of(record)),
-            hide_rooms: false,
             host: if self.host_loopback {
                 Some(record.gateway)
             } else {
                 self.host
             },
+            ..GuestNetwork::of(record, self.mtu, self.ipv6)
         }
     }
 

@@ -603,7 +603,11 @@ async fn the_network_is_asked_about_without_a_vm() {
         (status.mode.as_str(), reply.r#type.as_str()),
         ("nat", "NAT")
     );
-    assert!(reply.stored_in.ends_with("registry.json"));
+    assert_eq!(
+        (reply.stored_in.as_str(), reply.id.as_str()),
+        ("", ""),
+        "a record that nobody has needed yet is not stored"
+    );
     assert_eq!(reply.backends.len(), 4, "{:?}", reply.backends);
     assert!(reply.backends.iter().all(|b| !b.reason.is_empty()));
     let set = |subnet: &str, address: &str| v1::NetworkSetRequest {
@@ -617,6 +621,8 @@ async fn the_network_is_asked_about_without_a_vm() {
         .unwrap()
         .into_inner();
     assert_eq!(changed.status.unwrap().subnet, "10.213.0.0/20");
+    assert!(changed.stored_in.ends_with("registry.json"));
+    assert!(!changed.id.is_empty());
     for bad in [
         set("203.0.113.0/24", ""),
         set("", "172.19.128.1"),

@@ -1,6 +1,6 @@
 //! KVM or TCG: decided from what the host shows, with the reason in words.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::LazyLock};
 
 /// Who runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -18,6 +18,21 @@ impl Accel {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+        }
+    }
+
+    /// Returns what the guest's kernel has to be told about its clock.
+    ///
+    /// TCG's processor does not say that its time-stamp counter is constant, so the kernel would take the HPET: an access to a
+    /// device, under QEMU's one lock, each time that somebody asks for the time. The counter is the host's own, the same for
+    /// all processors (`cpu_get_tsc` in QEMU). KVM has a clock of its own for this.
+    pub(crate) fn clock_parameters(self) -> &'static [&'static str] {
+        static STEADY: LazyLock<bool> = LazyLock::new(|| {
+            has_steady_counter(&fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default())
+        });
+        match self {
+            Self::Tcg if *STEADY => &["tsc=reliable"],
+            Self::Tcg | Self::Kvm => &[],
         }
     }
 
@@ -97,13 +112,19 @@ pub fn choose_accel(
 }
 
 fn has_virtualisation(cpuinfo: &str) -> bool {
+    has_flag(cpuinfo, "vmx") || has_flag(cpuinfo, "svm")
+}
+
+/// Tells whether the processor's time-stamp counter always runs, and always at the same rate.
+fn has_steady_counter(cpuinfo: &str) -> bool {
+    has_flag(cpuinfo, "constant_tsc") && has_flag(cpuinfo, "nonstop_tsc")
+}
+
+fn has_flag(cpuinfo: &str, flag: &str) -> bool {
     cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| {
-            line.split_ascii_whitespace()
-                .any(|flag| flag == "vmx" || flag == "svm")
-        })
+        .any(|line| line.split_ascii_whitespace().any(|f| f == flag))
 }
 
 /// Asks the host and decides; blocks for a moment. See [`choose_accel`].
@@ -131,6 +152,22 @@ mod tests {
     const INTEL: &str = "processor\t: 0\nflags\t\t: fpu vmx sse\nvmx flags\t: vnmi\n";
     const AMD: &str = "flags\t\t: fpu svm\n";
     const PVM: &str = "flags\t\t: fpu sse svme\nbugs\t\t: vmx\n";
+
+    #[test]
+    fn a_counter_is_trusted_when_it_neither_stops_nor_changes() {
+        for (flags, steady) in [
+            ("fpu constant_tsc nonstop_tsc", true),
+            ("fpu constant_tsc tsc_known_freq", false),
+            ("fpu nonstop_tsc", false),
+        ] {
+            assert_eq!(
+                has_steady_counter(&format!("processor\t: 0\nflags\t\t: {flags}\n")),
+                steady,
+                "{flags}"
+            );
+        }
+        assert!(Accel::Kvm.clock_parameters().is_empty());
+    }
 
     #[test]
     fn kvm_is_chosen_only_when_processor_device_and_memory_agree() {

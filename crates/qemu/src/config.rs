@@ -114,7 +114,7 @@ impl MachineConfig {
             cpus: 1,
             kernel,
             initramfs,
-            append: kernel_command_line(""),
+            append: kernel_command_line(accel, ""),
             nic: None,
             spare_ports: 6,
         }
@@ -204,12 +204,16 @@ fn is_mac(text: &str) -> bool {
 }
 
 /// Returns the guest kernel's command line: what a light VM wants, then the caller's own parameters, which win.
-pub fn kernel_command_line(extra: &str) -> String {
+pub fn kernel_command_line(accel: Accel, extra: &str) -> String {
     // The console, and an end instead of a hang.
     let mut line = String::from("console=ttyS0 panic=-1 quiet");
     // No self-tests, no waiting for entropy, no probing for hardware that is not there: 0.4 to 0.6 s of a start under TCG.
     line.push_str(" cryptomgr.notests random.trust_cpu=on no_timer_check 8250.nr_uarts=1");
     line.push_str(" i8042.noaux i8042.nokbd audit=0 nowatchdog");
+    for parameter in accel.clock_parameters() {
+        line.push(' ');
+        line.push_str(parameter);
+    }
     let extra = extra.trim();
     if !extra.is_empty() {
         line.push(' ');

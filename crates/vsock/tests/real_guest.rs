@@ -173,7 +173,7 @@ async fn a_linux_guest_talks_through_plug_pause_and_replug() {
     };
     let mut config = MachineConfig::new(&qemu, Accel::Tcg, file(vmlinux), file(initramfs));
     config.memory = Bytes::mib(256);
-    config.append = kernel_command_line("");
+    config.append = kernel_command_line(Accel::Tcg, "");
     let options = LaunchOptions {
         console_log: dir.path().join("console.log"),
         stderr_log: dir.path().join("qemu.log"),

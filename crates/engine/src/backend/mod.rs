@@ -411,7 +411,7 @@ impl VmBackend {
         );
         config.memory = plan.memory;
         config.cpus = plan.cpus;
-        config.append = kernel_command_line(&plan.conf.wsl2.kernel_command_line);
+        config.append = kernel_command_line(plan.accel.accel, &plan.conf.wsl2.kernel_command_line);
         let descriptors = match nic {
             Some((nic, descriptors)) => {
                 config.nic = Some(nic);

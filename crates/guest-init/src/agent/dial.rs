@@ -62,8 +62,7 @@ impl Dialer {
     async fn dial(&self, port: u32) -> io::Result<BoxStream> {
         match self {
             Self::Vsock(_) => {
-                // Asking for a socket of a family that is not there yet would make the kernel start its module loader.
-                if !Path::new("/dev/vsock").exists() {
+                if !has_vsock(Path::new("/dev/vsock"), Path::new("/sys/module/vsock")) {
                     return Err(io::ErrorKind::NotFound.into());
                 }
                 Ok(Box::new(
@@ -90,9 +89,33 @@ impl Dialer {
     }
 }
 
+/// Tells whether the kernel has AF_VSOCK by now.
+///
+/// Asking for a socket of a family that is not there yet would make the kernel start its module loader, and that one waits
+/// for modules which only this connection brings. The module makes its device a moment before its family.
+fn has_vsock(device: &Path, module: &Path) -> bool {
+    // What is built into the kernel has no state.
+    device.exists()
+        && fs_err::read_to_string(module.join("initstate"))
+            .map_or(true, |state| state.trim_end() == "live")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_that_still_starts_is_not_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (device, state) = (dir.path().join("vsock"), dir.path().join("initstate"));
+        assert!(!has_vsock(&device, dir.path()));
+        fs_err::write(&device, "").unwrap();
+        assert!(has_vsock(&device, dir.path()), "built in");
+        for (text, there) in [("coming\n", false), ("live\n", true), ("going\n", false)] {
+            fs_err::write(&state, text).unwrap();
+            assert_eq!(has_vsock(&device, dir.path()), there, "{text}");
+        }
+    }
 
     #[test]
     fn ports_of_the_command_line_win() {

@@ -113,6 +113,7 @@ want_for_tests() {
     want attr setfattr
     want libcap2-bin setcap
     want iproute2 ip
+    want iptables iptables
     want nftables nft
     want iputils-ping ping
     want procps sysctl

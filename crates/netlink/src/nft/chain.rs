@@ -48,6 +48,17 @@ impl Hook {
             Self::Postrouting => 4,
         }
     }
+
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        let all = [
+            Self::Prerouting,
+            Self::Input,
+            Self::Forward,
+            Self::Output,
+            Self::Postrouting,
+        ];
+        all.into_iter().find(|hook| hook.number() == number)
+    }
 }
 
 /// The order among chains of one hook: smaller comes first.

@@ -14,14 +14,15 @@ const SUBSYSTEM: u16 = 10;
 pub(super) const NEW_TABLE: u16 = SUBSYSTEM << 8;
 pub(super) const GET_TABLE: u16 = NEW_TABLE + 1;
 const DELETE_TABLE: u16 = NEW_TABLE + 2;
-const NEW_CHAIN: u16 = NEW_TABLE + 3;
+pub(super) const NEW_CHAIN: u16 = NEW_TABLE + 3;
+pub(super) const GET_CHAIN: u16 = NEW_TABLE + 4;
 pub(super) const NEW_RULE: u16 = NEW_TABLE + 6;
 pub(super) const GET_RULE: u16 = NEW_TABLE + 7;
 const NEW_SET: u16 = NEW_TABLE + 9;
 const NEW_ELEMENT: u16 = NEW_TABLE + 12;
 pub(super) const GET_GENERATION: u16 = NEW_TABLE + 16;
 
-const UNSPECIFIED: u8 = 0;
+pub(super) const UNSPECIFIED: u8 = 0;
 pub(super) const INET: u8 = 1;
 
 const ELEMENT_OF_LIST: u16 = 1;

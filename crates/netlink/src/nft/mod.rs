@@ -1,4 +1,4 @@
-//! One table of nf_tables, written as one transaction; and noticing that somebody else changed it.
+//! One table of nf_tables, written as one transaction; noticing that somebody else changed it; and reading chains of others.
 //!
 //! ```
 //! use hostel_netlink::nft::{Chain, Hook, Kind, Policy, Priority, Rule, States, Table};
@@ -27,12 +27,15 @@
 mod chain;
 mod encode;
 mod expression;
+mod listing;
+mod reading;
 mod rule;
 mod set;
 mod state;
 mod table;
 
 pub use chain::{Chain, Hook, Kind, Policy, Priority};
+pub use listing::{ChainState, Family, Interface, RuleState, Verdict};
 pub use rule::{Protocol, Rejection, Rule, States};
 pub use set::{Elements, Set};
 pub use state::{Changes, Fingerprint, TableState};

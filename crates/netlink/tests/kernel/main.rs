@@ -7,3 +7,4 @@
 
 mod filter;
 mod links;
+mod listing;

@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 use crate::protocol::{
-    Event, MAX_MESSAGE, Message, Numbered, Refusal, Reply, Request, Status, Up, VERSION,
+    Event, MAX_MESSAGE, Message, Numbered, Refusal, Reply, Request, Status, Survey, Up, VERSION,
 };
 
 /// A server is ready after some milliseconds; this is for a machine that is very busy.
@@ -272,6 +272,11 @@ impl Client {
         }
     }
 
+    /// Returns what is in the way of the bridge's packets.
+    pub fn survey(&self) -> Result<Survey, CallError> {
+        surveyed(self.call(Request::Survey, ANSWER)?)
+    }
+
     /// Takes the network down and ends the server; the same as dropping it. Blocks until it has ended.
     pub fn close(self) {
         drop(self);
@@ -308,6 +313,14 @@ pub fn descriptors<const N: usize>(
     (reply, descriptors): (Reply, Vec<OwnedFd>),
 ) -> Result<[OwnedFd; N], CallError> {
     descriptors.try_into().map_err(|_| misunderstood(&reply))
+}
+
+/// Reads the outcome of [`Request::Survey`], for callers of [`Client::submit`].
+pub fn surveyed((reply, _): (Reply, Vec<OwnedFd>)) -> Result<Survey, CallError> {
+    match reply {
+        Reply::Survey(survey) => Ok(survey),
+        other => Err(misunderstood(&other)),
+    }
 }
 
 fn misunderstood(reply: &Reply) -> CallError {

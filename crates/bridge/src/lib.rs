@@ -11,8 +11,10 @@ pub mod helper;
 mod protocol;
 pub mod server;
 
-pub use client::{CallError, Client, Done, Mode, Outcome, Raised, SpawnError, descriptors, raised};
+pub use client::{
+    CallError, Client, Done, Mode, Outcome, Raised, SpawnError, descriptors, raised, surveyed,
+};
 pub use protocol::{
-    Event, Ipv6, MAX_MESSAGE, Message, Network, Numbered, Refusal, RefusalCode, Reply, Request,
-    Status, Up, Uplink, VERSION,
+    Event, Ipv6, MAX_MESSAGE, MAX_NAME, MAX_OBSTACLES, Message, Network, Numbered, Obstacle,
+    Refusal, RefusalCode, Reply, Request, Status, Survey, Up, Uplink, VERSION,
 };

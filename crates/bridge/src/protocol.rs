@@ -11,6 +11,12 @@ pub const VERSION: u32 = 1;
 /// The longest packet in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
+/// The most chains that a [`Survey`] names.
+pub const MAX_OBSTACLES: usize = 16;
+
+/// The longest name in an [`Obstacle`], in characters.
+pub const MAX_NAME: usize = 256;
+
 /// A request with the number by which its reply is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +49,8 @@ pub enum Request {
     RestartUplink,
     /// How things are. Answered by [`Reply::Status`].
     Status,
+    /// Which rules of others stop what the bridge's machines send and get. Answered by [`Reply::Survey`].
+    Survey,
     /// Takes the network down. The end of the socket does the same. Answered by [`Reply::Done`].
     Down,
 }
@@ -156,6 +164,32 @@ pub enum Reply {
     },
     /// How things are.
     Status(Status),
+    /// What is in the way.
+    Survey(Survey),
+}
+
+/// What is in the way of the bridge's packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Survey {
+    /// The chains that stop them; at most [`MAX_OBSTACLES`].
+    pub obstacles: Vec<Obstacle>,
+    /// `ip filter` has a chain `DOCKER-USER`, in the way or not.
+    pub docker_user: bool,
+}
+
+/// A chain of others for forwarded packets that drops or refuses the bridge's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Obstacle {
+    /// The table's family: `inet`, `ip` or `ip6`.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// Its table has a chain `DOCKER-USER` for people's own rules.
+    pub docker_user: bool,
 }
 
 /// How things are.

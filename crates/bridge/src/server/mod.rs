@@ -12,6 +12,7 @@ mod rules;
 mod serve;
 mod sockets;
 mod surroundings;
+mod survey;
 mod sysctl;
 mod uplink;
 

@@ -14,7 +14,7 @@ use super::{
     fail::OrRefuse,
     guard::Guard,
     network::{Kernel, Network},
-    send, sockets,
+    send, sockets, survey,
     uplink::{self, Remote},
 };
 use crate::protocol::{
@@ -174,6 +174,12 @@ impl<'a> Server<'a> {
                 Ok((Reply::Done, Vec::new()))
             }
             Request::Status => Ok((Reply::Status(self.status()), Vec::new())),
+            Request::Survey => {
+                let network = self.network.as_ref().ok_or_else(not_up)?;
+                let ipv6 = network.up.ipv6.is_some();
+                let survey = survey::survey(&self.kernel, &network.name, ipv6)?;
+                Ok((Reply::Survey(survey), Vec::new()))
+            }
             Request::Down => self.down().map(|()| (Reply::Done, Vec::new())),
         }
     }

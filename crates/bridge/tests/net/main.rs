@@ -5,5 +5,6 @@ mod helper;
 mod life;
 mod packets;
 mod protocol;
+mod survey;
 mod user;
 mod world;

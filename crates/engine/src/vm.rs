@@ -278,7 +278,7 @@ impl Running {
         let request = v1::ConfigureRequest {
             time_unix_ns: now.as_nanos() as u64,
             entropy: entropy.into(),
-            network: self.network.as_ref().map(|n| n.guest_network()),
+            network: self.network.as_ref().map(|n| n.tell_guest()),
             ..self.configure.clone()
         };
         Ok(agent.configure(request).await?.into_inner().warnings)

@@ -5,6 +5,7 @@ mod open;
 mod passt;
 mod sentences;
 mod slirp;
+mod surroundings;
 
 use std::{
     ffi::OsString,
@@ -24,7 +25,7 @@ use hostel_model::firewall::Rule;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 pub use self::open::{OpenError, open, probe};
-use crate::{MacAddress, NatRecord};
+use crate::{Host, MacAddress, NatRecord};
 
 /// The backends, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +88,8 @@ pub struct Wanted {
     pub ipv6: bool,
     /// Whether services that listen on the host's loopback only are open to the guest at the gateway's address.
     pub host_loopback: bool,
-    /// The largest packet, in bytes; `None`: what fits through every connected interface of the host (NAT-12).
+    /// The largest packet, in bytes; `None`: what fits best through the backend, and where that is what the host has, what
+    /// fits through every connected interface of it (NAT-12, [`Backend::follow`]).
     pub mtu: Option<u32>,
     /// Who else than the host may open connections to the guest.
     pub firewall: Vec<Rule>,
@@ -256,8 +258,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns why this one was chosen: one clause, lower case.
     fn reason(&self) -> &str;
 
-    /// Returns what the guest is told.
+    /// Returns what the guest is told now.
     fn guest(&self) -> GuestNetwork;
+
+    /// Takes in what the host's network is like now; what the guest is told may change by that.
+    fn follow(&self, host: &Host);
 
     /// Returns what QEMU is told. Each call makes a connection of its own; the former one ends.
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>>;

@@ -7,9 +7,9 @@ use hostel_netlink::{Address, Link, NetlinkError, Routing};
 use crate::Prefix;
 
 /// An ordinary network's largest packet.
-const MTU: u32 = 1500;
+pub(crate) const MTU: u32 = 1500;
 /// What IPv6 wants at least.
-const LEAST_MTU: u32 = 1280;
+pub(crate) const LEAST_MTU: u32 = 1280;
 /// How the alias of an interface of ours begins.
 const OURS: &str = "hostel ";
 
@@ -33,7 +33,7 @@ impl std::fmt::Display for Taken {
 }
 
 /// The host's network at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Networks of every routing table, and of the interfaces' addresses; without ours and without the default routes.
     pub taken: Vec<Taken>,

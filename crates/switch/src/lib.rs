@@ -7,6 +7,7 @@ mod addresses;
 mod advice;
 mod backend;
 mod filter;
+mod follow;
 mod host;
 mod nat;
 mod prefix;
@@ -14,11 +15,11 @@ mod programs;
 mod rooms;
 
 pub use self::{
-    addresses::HostAddresses,
     backend::{
         Adapter, Backend, FilterSpec, GuestIpv6, GuestNetwork, Kind, NetdevSpec, OpenError, Opened,
         ParseKindError, Verdict, Wanted, open, probe,
     },
+    follow::{HostState, follow_host},
     host::{Host, Taken},
     nat::{MacAddress, NatError, NatRecord, NetworkType, NoFreeSubnet, ParseMacError, Renewal},
     prefix::{ParsePrefixError, Prefix},

@@ -49,7 +49,8 @@ pub(super) fn collisions(routing: &Routing, up: &Up) -> Result<(), Refusal> {
         address: v6.prefix.into(),
         length: 64,
     }));
-    let routes = routing.routes().or_refuse("cannot list the routes")?;
+    // Of every table: many VPNs keep theirs beside the main one.
+    let routes = routing.networks().or_refuse("cannot list the routes")?;
     let addresses = routing.addresses().or_refuse("cannot list the addresses")?;
     let links = routing.links().or_refuse("cannot list the interfaces")?;
     let on = |index: u32| {
@@ -67,8 +68,8 @@ pub(super) fn collisions(routing: &Routing, up: &Up) -> Result<(), Refusal> {
     let taken = routes
         .iter()
         // Ways to (nearly) everything, such as a VPN's two halves, are no networks.
-        .filter(|route| route.destination.length >= 4)
-        .map(|route| (route.destination, "the route to", route.index))
+        .filter(|(destination, _)| destination.length >= 4)
+        .map(|(destination, index)| (*destination, "the route to", *index))
         .chain(addresses.iter().map(|a| (a.prefix, "the address", a.index)));
     for (prefix, what, index) in taken {
         for wanted in &wanted {

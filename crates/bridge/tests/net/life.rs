@@ -159,6 +159,11 @@ fn a_network_of_the_host_is_not_taken() {
             "addr add 172.19.143.1/30 dev up0",
             "addr del 172.19.143.1/30 dev up0",
         ),
+        // As a VPN with policy routing keeps its ways.
+        (
+            "route add 172.19.136.0/24 dev up0 table 51820",
+            "route del 172.19.136.0/24 table 51820",
+        ),
     ] {
         world.host.sh(&format!("ip {add}")).unwrap();
         let error = client.up(wanted()).unwrap_err();

@@ -196,6 +196,7 @@ pub(super) async fn open(
                 ..hostel_dns::Settings::default()
             },
             settings,
+            host: hostel_switch::follow_host(),
             opener: Arc::new(opener),
             host_places: HostNamesPlaces {
                 path: programs.path,
@@ -295,15 +296,20 @@ pub(super) async fn verdicts(plan: NetworkPlan, programs: Programs) -> Vec<Verdi
     all
 }
 
-/// Opens a network that died with the addresses it had.
+/// Opens a network again with the addresses it had.
 #[derive(Debug)]
 struct Reopen(Wanted);
 
 impl Opener for Reopen {
-    fn open(&self, firewall: Vec<Rule>) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>> {
+    fn open(
+        &self,
+        firewall: Vec<Rule>,
+        ipv6: bool,
+    ) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>> {
         Box::pin(async move {
             let wanted = Wanted {
                 firewall,
+                ipv6,
                 ..self.0.clone()
             };
             let opened = hostel_switch::open(&wanted)

@@ -5,11 +5,14 @@
 
 mod connect;
 mod dns;
+mod follow;
 mod guest;
 mod host_names;
 mod ledger;
 mod live;
+mod names;
 mod ports;
+mod reopen;
 mod rooms;
 mod rules;
 mod settings;
@@ -19,7 +22,8 @@ use std::{fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use hostel_model::firewall::Rule;
-use hostel_switch::{Backend, NatRecord, Verdict};
+use hostel_switch::{Backend, HostState, NatRecord, Verdict};
+use tokio::sync::watch;
 
 pub use self::host_names::HostNamesPlaces;
 pub use self::settings::{DnsMode, Mode, NetworkSettings};
@@ -38,6 +42,8 @@ pub struct NetworkSetup {
     pub settings: NetworkSettings,
     /// Where names are looked up on the host.
     pub dns: hostel_dns::Settings,
+    /// The host's network as it is now.
+    pub host: watch::Receiver<HostState>,
     /// Where the host's own names are.
     pub host_places: HostNamesPlaces,
     /// Opens it again.
@@ -46,8 +52,13 @@ pub struct NetworkSetup {
 
 /// Opens the network of one VM, with the addresses it has.
 pub trait Opener: fmt::Debug + Send + Sync {
-    /// Opens it, or says why it cannot be opened. Nothing is left behind by a failure.
-    fn open(&self, firewall: Vec<Rule>) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>>;
+    /// Opens it with these rules, with the record's IPv6 addresses or without; or says why it cannot be opened. Nothing is left
+    /// behind by a failure.
+    fn open(
+        &self,
+        firewall: Vec<Rule>,
+        ipv6: bool,
+    ) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>>;
 }
 
 /// Waits before something that failed is tried again.

@@ -324,6 +324,103 @@ async fn a_network_that_breaks_is_opened_again() {
     house.engine.close(false).await;
 }
 
+/// NAT-12: the guest is told of each change of the host that matters to it, and of nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_guest_follows_the_hosts_interfaces() {
+    let (house, _) = running().await;
+    let net = &house.world.net;
+    wires(&house).configured(1).await;
+    net.host_is(1420, false, &["192.0.2.5/32"]);
+    let told = wires(&house).configured(2).await.network.unwrap();
+    assert_eq!(
+        (told.mtu, told.host_addresses),
+        (1420, vec!["192.0.2.5/32".to_owned()])
+    );
+    assert_eq!(house.engine.network_status().await.mtu, 1420);
+    // A storm: it is told how things are, not how they were in between.
+    for n in 0..2000 {
+        net.host_is(1400 - n % 2 * 20, false, &[]);
+        tokio::task::yield_now().await;
+    }
+    net.host_is(1500, false, &[]);
+    eventually("the last word", || {
+        wires(&house)
+            .configures
+            .borrow()
+            .last()
+            .unwrap()
+            .network
+            .as_ref()
+            .unwrap()
+            .mtu
+            == 1500
+    })
+    .await;
+    assert!(
+        wires(&house).configures.borrow().len() <= 6,
+        "no storm of its own"
+    );
+    assert_eq!(net.replaced.load(Ordering::SeqCst), 0, "the card stays");
+    house.engine.close(false).await;
+}
+
+/// `ipv6=auto`: IPv6 comes and goes with the host's, when that stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_follows_the_host_when_nobody_has_set_it() {
+    let (house, _) = running().await;
+    let net = &house.world.net;
+    let first = wires(&house).configured(1).await.network.unwrap();
+    assert_eq!(first.ipv6_address, "");
+    net.host_is(1500, true, &[]);
+    let with = wires(&house).configured(2).await.network.unwrap();
+    assert!(
+        with.ipv6_address.starts_with("fd") && !with.ipv6_gateway.is_empty(),
+        "{with:?}"
+    );
+    assert_ne!(house.engine.network_status().await.ipv6, "");
+    // Gone for a moment, and really gone.
+    net.host_is(1500, false, &[]);
+    net.host_is(1500, true, &[]);
+    net.host_is(1500, false, &[]);
+    let without = wires(&house).configured(3).await.network.unwrap();
+    assert_eq!(without.ipv6_address, "");
+    let counts = (
+        net.opened.load(Ordering::SeqCst),
+        net.replaced.load(Ordering::SeqCst),
+    );
+    assert_eq!(counts, (3, 2));
+    // It cannot be had: the network is as it was, and is left alone from then on.
+    net.refusals.store(1, Ordering::SeqCst);
+    net.host_is(1500, true, &[]);
+    let still = wires(&house).configured(4).await.network.unwrap();
+    assert_eq!(still.ipv6_address, "");
+    let warnings = house.engine.network().await.unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.contains("without IPv6") && w.contains("no luck")),
+        "{warnings:?}"
+    );
+    house.engine.close(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_that_somebody_set_stays() {
+    let (house, _) =
+        running_with(|h| h.world.net.settings.lock().unwrap().ipv6 = Some(false)).await;
+    let net = &house.world.net;
+    wires(&house).configured(1).await;
+    net.host_is(1500, true, &[]);
+    // Longer than one that follows would wait.
+    let begun = std::time::Instant::now();
+    eventually("four seconds", || {
+        assert_eq!(net.opened.load(Ordering::SeqCst), 1);
+        begun.elapsed() > std::time::Duration::from_secs(4)
+    })
+    .await;
+    house.engine.close(false).await;
+}
+
 /// Whatever ends the VM, nothing of its network stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_network_ends_with_the_vm() {

@@ -27,8 +27,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
-use crate::{Host, MacAddress, NatRecord, advice, error_chain, programs};
+use super::{
+    Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, surroundings::Surroundings,
+};
+use crate::{Host, MacAddress, NatRecord, advice, error_chain, host, programs};
 
 /// The way out of the namespace is there after some 100 ms; this is for a machine that is very busy.
 const UPLINK: Duration = Duration::from_secs(5);
@@ -56,15 +58,16 @@ pub(super) struct Bridged {
     record: NatRecord,
     ipv6: bool,
     host_loopback: bool,
-    mtu: u32,
+    /// The largest packet of bridge and tap. The guest's may be smaller and follow the host's without a change of these: its card
+    /// takes larger packets than it sends.
+    wire_mtu: u32,
+    around: Surroundings,
     raised: Raised,
     pid: u32,
     client: Mutex<Option<Arc<Client>>>,
     state: watch::Receiver<State>,
     /// Starts the way out again.
     restarter: Option<AbortHandle>,
-    /// The host's own address.
-    host: Option<Ipv4Addr>,
 }
 
 /// Looks whether `hostel-net` can work in this way. Changes nothing; blocks for some milliseconds.
@@ -79,12 +82,14 @@ pub(super) fn probe(kind: Kind, wanted: &Wanted) -> Result<String, String> {
 pub(super) async fn open(kind: Kind, wanted: &Wanted) -> Result<Bridged, String> {
     let (program, mode) = program(kind, wanted)?;
     let host = Host::read().map_err(|e| error_chain(&e))?;
-    let mtu = wanted.mtu.unwrap_or(match kind {
-        Kind::Rootless => LARGE_MTU,
-        _ => host.mtu,
-    });
+    let (fixed, wire_mtu) = match (kind, wanted.mtu) {
+        (_, Some(mtu)) => (Some(mtu), mtu),
+        (Kind::Rootless, None) => (Some(LARGE_MTU), LARGE_MTU),
+        (_, None) => (None, host::MTU),
+    };
+    let around = Surroundings::new(fixed, &host);
     let record = wanted.record.clone();
-    let up = up(wanted, mtu);
+    let up = up(wanted, wire_mtu);
     let (sender, mut state) = watch::channel(State::default());
     let reason = reason(kind, &program);
     let started = tokio::task::spawn_blocking(move || {
@@ -109,13 +114,13 @@ pub(super) async fn open(kind: Kind, wanted: &Wanted) -> Result<Bridged, String>
         record,
         ipv6: wanted.ipv6,
         host_loopback: wanted.host_loopback,
-        mtu,
+        wire_mtu,
+        around,
         raised,
         pid: client.pid(),
         client: Mutex::new(Some(client)),
         state,
         restarter,
-        host: host.address,
     })
 }
 
@@ -384,7 +389,7 @@ impl Bridged {
             kind: kind.to_owned(),
             mac: None,
             addresses,
-            mtu: self.mtu,
+            mtu: self.wire_mtu,
             up: true,
             switch,
             place: place.clone(),
@@ -428,12 +433,16 @@ impl Backend for Bridged {
         GuestNetwork {
             relay_address: Some(record.relay_address()),
             host: if self.is_own() && !self.host_loopback {
-                self.host
+                self.around.address()
             } else {
                 Some(record.gateway)
             },
-            ..GuestNetwork::of(record, self.mtu, self.ipv6)
+            ..GuestNetwork::of(record, self.around.mtu(), self.ipv6)
         }
+    }
+
+    fn follow(&self, host: &Host) {
+        self.around.follow(host);
     }
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
@@ -507,7 +516,7 @@ impl Backend for Bridged {
         let mut reach = Vec::new();
         if self.is_own() {
             reach.push(sentences::outward("pasta"));
-            reach.push(sentences::host(self.host));
+            reach.push(sentences::host(self.around.address()));
             reach.extend(sentences::inward(guest));
         } else {
             reach.push(

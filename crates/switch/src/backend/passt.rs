@@ -19,7 +19,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
+use super::{
+    Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, surroundings::Surroundings,
+};
 use crate::{
     Host, NatRecord, error_chain,
     filter::{self, Filter, Policy},
@@ -52,9 +54,7 @@ pub(super) struct Passt {
     record: NatRecord,
     ipv6: bool,
     host_loopback: bool,
-    mtu: u32,
-    /// The host's own address.
-    host: Option<Ipv4Addr>,
+    around: Surroundings,
     running: Mutex<Option<Running>>,
     /// Why the present process has ended.
     ended: watch::Sender<Option<String>>,
@@ -113,8 +113,7 @@ pub(super) async fn open(wanted: &Wanted) -> Result<Passt, String> {
         record: wanted.record.clone(),
         ipv6: wanted.ipv6,
         host_loopback: wanted.host_loopback,
-        mtu: wanted.mtu.unwrap_or(LARGE_MTU),
-        host: host.address,
+        around: Surroundings::new(Some(wanted.mtu.unwrap_or(LARGE_MTU)), &host),
         running: Mutex::new(None),
         ended: watch::Sender::new(None),
     };
@@ -171,7 +170,7 @@ impl Passt {
         put("--address", record.address.to_string());
         put("--netmask", record.subnet.bits().to_string());
         put("--gateway", record.gateway.to_string());
-        put("--mtu", self.mtu.to_string());
+        put("--mtu", self.around.mtu().to_string());
         put("--dns", record.gateway.to_string());
         put("--dns-forward", record.gateway.to_string());
         if self.ipv6 {
@@ -279,7 +278,7 @@ impl Passt {
         if self.features.maps || self.host_loopback {
             Some(self.record.gateway)
         } else {
-            self.host
+            self.around.address()
         }
     }
 }
@@ -355,8 +354,12 @@ impl Backend for Passt {
         GuestNetwork {
             hide_rooms: !self.features.maps,
             host: self.host_address(),
-            ..GuestNetwork::of(record, self.mtu, self.ipv6)
+            ..GuestNetwork::of(record, self.around.mtu(), self.ipv6)
         }
+    }
+
+    fn follow(&self, host: &Host) {
+        self.around.follow(host);
     }
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
@@ -372,7 +375,7 @@ impl Backend for Passt {
             kind: "passt".to_owned(),
             mac: None,
             addresses: vec![format!("{}/{}", record.gateway, record.subnet.bits())],
-            mtu: self.mtu,
+            mtu: self.around.mtu(),
             up,
             switch: None,
             place: pid.map_or_else(
@@ -387,7 +390,7 @@ impl Backend for Passt {
         if self.features.maps && !self.host_loopback {
             reach.push(sentences::host_at_gateway(self.record.gateway));
         } else {
-            reach.push(sentences::host(self.host));
+            reach.push(sentences::host(self.around.address()));
         }
         reach.extend(sentences::inward(self.record.address));
         reach.push(sentences::loopback(

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
     sync::{Mutex, PoisonError},
 };
 
@@ -11,14 +10,13 @@ use futures_util::{
     future::{self, BoxFuture},
 };
 
-use super::{Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences};
+use super::{
+    Adapter, Backend, GuestNetwork, Kind, NetdevSpec, Wanted, sentences, surroundings::Surroundings,
+};
 use crate::{
     Host, NatRecord,
     filter::{self, Filter, Policy},
 };
-
-/// What IPv6 wants at least.
-const LEAST_MTU: u32 = 1280;
 
 /// QEMU's user-mode network: works for everyone and everywhere, at a fifth to a half of a tap's speed.
 ///
@@ -29,9 +27,7 @@ pub(super) struct Slirp {
     reason: String,
     ipv6: bool,
     host_loopback: bool,
-    mtu: u32,
-    /// The host's own address.
-    host: Option<Ipv4Addr>,
+    around: Surroundings,
     filter: Mutex<Option<Filter>>,
 }
 
@@ -50,8 +46,7 @@ pub(super) async fn open(wanted: &Wanted) -> Slirp {
         reason: probe(),
         ipv6: wanted.ipv6,
         host_loopback: wanted.host_loopback,
-        mtu: wanted.mtu.unwrap_or(host.mtu.max(LEAST_MTU)),
-        host: host.address,
+        around: Surroundings::new(wanted.mtu, &host),
         filter: Mutex::new(None),
     }
 }
@@ -106,10 +101,14 @@ impl Backend for Slirp {
             host: if self.host_loopback {
                 Some(record.gateway)
             } else {
-                self.host
+                self.around.address()
             },
-            ..GuestNetwork::of(record, self.mtu, self.ipv6)
+            ..GuestNetwork::of(record, self.around.mtu(), self.ipv6)
         }
+    }
+
+    fn follow(&self, host: &Host) {
+        self.around.follow(host);
     }
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {
@@ -126,7 +125,7 @@ impl Backend for Slirp {
                 self.record.gateway,
                 self.record.subnet.bits()
             )],
-            mtu: self.mtu,
+            mtu: self.around.mtu(),
             up: true,
             switch: None,
             place: "inside QEMU".to_owned(),
@@ -136,7 +135,7 @@ impl Backend for Slirp {
     fn reach(&self) -> Vec<String> {
         let mut reach = vec![
             sentences::outward("QEMU's own network"),
-            sentences::host(self.host),
+            sentences::host(self.around.address()),
         ];
         reach.extend(sentences::inward(self.record.address));
         reach.push(sentences::loopback(
@@ -160,6 +159,8 @@ impl Backend for Slirp {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[tokio::test]
@@ -198,5 +199,14 @@ mod tests {
         };
         let spec = super::open(&open).await.netdev().await.unwrap();
         assert!(matches!(spec, NetdevSpec::User { filter: None, .. }));
+        // NAT-12, and the host's address, which the guest reaches it at.
+        backend.follow(&Host {
+            mtu: 1420,
+            address: Some(Ipv4Addr::new(192, 0, 2, 7)),
+            ..Host::default()
+        });
+        let guest = backend.guest();
+        assert_eq!((guest.mtu, backend.adapters()[0].mtu), (1420, 1420));
+        assert_eq!(guest.host, Some(Ipv4Addr::new(192, 0, 2, 7)));
     }
 }

@@ -16,7 +16,10 @@ use hostel_engine::{
     network::{HostNamesPlaces, NetworkSettings, NetworkSetup, Opener},
 };
 use hostel_model::firewall::Rule;
-use hostel_switch::{Adapter, Backend, GuestNetwork, Kind, NatRecord, NetdevSpec, Verdict};
+use hostel_switch::{
+    Adapter, Backend, GuestIpv6, GuestNetwork, Host, HostState, Kind, NatRecord, NetdevSpec,
+    Verdict,
+};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::watch,
@@ -31,6 +34,8 @@ pub(crate) struct Net {
     /// The host's resolv.conf.
     pub(crate) resolv_conf: Mutex<Option<PathBuf>>,
     pub(crate) host_places: Mutex<HostNamesPlaces>,
+    /// The host's network.
+    pub(crate) host: watch::Sender<HostState>,
     /// Opening it again fails so often.
     pub(crate) refusals: AtomicU32,
     pub(crate) opened: AtomicU32,
@@ -51,6 +56,7 @@ impl Default for Net {
                 hosts: PathBuf::from("/nonexistent"),
                 path: std::ffi::OsString::new(),
             }),
+            host: watch::Sender::default(),
             refusals: AtomicU32::new(0),
             opened: AtomicU32::new(0),
             closed: AtomicU32::new(0),
@@ -62,6 +68,20 @@ impl Default for Net {
 }
 
 impl Net {
+    /// Changes the host's network.
+    pub(crate) fn host_is(&self, mtu: u32, ipv6: bool, addresses: &[&str]) {
+        let host = Host {
+            mtu,
+            ipv6,
+            ..Host::default()
+        };
+        self.host.send_replace(HostState {
+            host: Some(host),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            trouble: None,
+        });
+    }
+
     /// Ends the backend as the death of its process does.
     pub(crate) fn breaks(&self) {
         self.broken.send_modify(|n| *n += 1);
@@ -100,7 +120,7 @@ pub(crate) fn setup(net: &Arc<Net>) -> Option<NetworkSetup> {
     // A file that is not there: no test asks the host's own resolvers.
     let nowhere = PathBuf::from("/nonexistent");
     Some(NetworkSetup {
-        backend: Arc::new(FakeBackend::new(net)),
+        backend: Arc::new(FakeBackend::new(net, false)),
         verdicts: verdicts(),
         record: record(),
         settings: net.settings.lock().unwrap().clone(),
@@ -115,6 +135,7 @@ pub(crate) fn setup(net: &Arc<Net>) -> Option<NetworkSetup> {
             hosts: nowhere,
             ..hostel_dns::Settings::default()
         },
+        host: net.host.subscribe(),
         host_places: net.host_places.lock().unwrap().clone(),
         opener: Arc::new(FakeOpener(Arc::clone(net))),
     })
@@ -124,7 +145,11 @@ pub(crate) fn setup(net: &Arc<Net>) -> Option<NetworkSetup> {
 struct FakeOpener(Arc<Net>);
 
 impl Opener for FakeOpener {
-    fn open(&self, firewall: Vec<Rule>) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>> {
+    fn open(
+        &self,
+        firewall: Vec<Rule>,
+        ipv6: bool,
+    ) -> BoxFuture<'_, Result<Arc<dyn Backend>, String>> {
         async move {
             let refusals = &self.0.refusals;
             if refusals.load(Ordering::SeqCst) > 0 {
@@ -132,7 +157,7 @@ impl Opener for FakeOpener {
                 return Err("no luck".to_owned());
             }
             self.0.rules.send_modify(|all| all.push(firewall));
-            Ok(Arc::new(FakeBackend::new(&self.0)) as _)
+            Ok(Arc::new(FakeBackend::new(&self.0, ipv6)) as _)
         }
         .boxed()
     }
@@ -143,15 +168,19 @@ struct FakeBackend {
     net: Arc<Net>,
     /// How often the network had broken when this one was made.
     before: u32,
+    ipv6: bool,
+    mtu: AtomicU32,
 }
 
 impl FakeBackend {
-    fn new(net: &Arc<Net>) -> Self {
+    fn new(net: &Arc<Net>, ipv6: bool) -> Self {
         net.opened.fetch_add(1, Ordering::SeqCst);
         let before = *net.broken.borrow();
         Self {
             net: Arc::clone(net),
             before,
+            ipv6,
+            mtu: AtomicU32::new(1500),
         }
     }
 }
@@ -172,13 +201,21 @@ impl Backend for FakeBackend {
             prefix: record.subnet.bits(),
             gateway: record.gateway,
             mac: record.mac,
-            mtu: 1500,
+            mtu: self.mtu.load(Ordering::SeqCst),
             dns: vec![record.resolver()],
             relay_address: None,
-            ipv6: None,
+            ipv6: self.ipv6.then(|| GuestIpv6 {
+                address: record.ipv6_address(),
+                prefix: 64,
+                gateway: record.ipv6_gateway(),
+            }),
             hide_rooms: true,
             host: Some(record.gateway),
         }
+    }
+
+    fn follow(&self, host: &Host) {
+        self.mtu.store(host.mtu, Ordering::SeqCst);
     }
 
     fn netdev(&self) -> BoxFuture<'_, io::Result<NetdevSpec>> {

@@ -300,8 +300,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns what is and what is not reachable: plain sentences.
     fn reach(&self) -> Vec<String>;
 
-    /// Returns what somebody should do about rules of others that are in the way.
-    fn advice(&self) -> Vec<String>;
+    /// Returns what somebody should do about rules of others that are in the way. Nobody's are where nothing is forwarded.
+    fn advice(&self) -> BoxFuture<'_, Vec<String>> {
+        future::ready(Vec::new()).boxed()
+    }
 
     /// Waits until something that stands behind the present connection has died, and tells what. Cancel safe.
     fn ended(&self) -> BoxFuture<'_, String>;

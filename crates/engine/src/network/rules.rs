@@ -71,12 +71,16 @@ impl Engine {
             }
         }
         let live = self.vm.network();
+        let advice = match &live {
+            Some(live) => live.backend().advice().await,
+            None => Vec::new(),
+        };
         let rules = self.registry.settings().firewall.get();
         Ok(v1::FirewallReply {
             rules: (1..).zip(rules.rules()).map(shown).collect(),
             default_action: "deny".to_owned(),
             in_force: live.as_ref().is_some_and(|l| l.settings.firewall),
-            advice: live.map(|l| l.backend().advice()).unwrap_or_default(),
+            advice,
         })
     }
 

@@ -179,7 +179,7 @@ impl Engine {
                 reply.backends = verdicts(&live.verdicts, Some(backend.name()));
                 reply.adapters = backend.adapters().into_iter().map(adapter).collect();
                 reply.warnings = live.warnings();
-                reply.warnings.extend(backend.advice());
+                reply.warnings.extend(backend.advice().await);
                 reply.warnings.extend(pending(&plan, live));
             }
             None if plan.settings.mode == Mode::None => {}

@@ -15,7 +15,7 @@ use futures_util::{
 };
 use hostel_bridge::{
     CallError, Client, Event, Ipv6, Mode, Network, Raised, Reply, Request, SpawnError, Up, Uplink,
-    descriptors, helper,
+    descriptors, helper, surveyed,
 };
 use hostel_model::firewall::Rule;
 use hostel_netlink::Routing;
@@ -530,11 +530,24 @@ impl Backend for Bridged {
         reach
     }
 
-    fn advice(&self) -> Vec<String> {
-        match self.kind {
-            Kind::Root => advice::others(&self.raised.bridge),
-            _ => Vec::new(),
+    fn advice(&self) -> BoxFuture<'_, Vec<String>> {
+        async move {
+            if self.is_own() {
+                return Vec::new();
+            }
+            let survey = match self.call(Request::Survey).await {
+                Ok(reply) => surveyed(reply).map_err(failed),
+                Err(error) => Err(error),
+            };
+            let survey = survey
+                .inspect_err(|error| tracing::debug!(%error, "the tables of others cannot be read"))
+                .ok();
+            let bridge = self.raised.bridge.clone();
+            let look = move || advice::others(&bridge, survey.as_ref());
+            let looked = tokio::task::spawn_blocking(look).await;
+            looked.unwrap_or_default()
         }
+        .boxed()
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {

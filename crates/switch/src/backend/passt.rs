@@ -399,10 +399,6 @@ impl Backend for Passt {
         reach
     }
 
-    fn advice(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     fn ended(&self) -> BoxFuture<'_, String> {
         let mut ended = self.ended.subscribe();
         async move {

@@ -144,10 +144,6 @@ impl Backend for Slirp {
         reach
     }
 
-    fn advice(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     fn ended(&self) -> BoxFuture<'_, String> {
         future::pending().boxed()
     }

@@ -260,8 +260,8 @@ impl Backend for FakeBackend {
         vec!["the guest reaches nobody".to_owned()]
     }
 
-    fn advice(&self) -> Vec<String> {
-        vec!["add nothing".to_owned()]
+    fn advice(&self) -> BoxFuture<'_, Vec<String>> {
+        std::future::ready(vec!["add nothing".to_owned()]).boxed()
     }
 
     fn ended(&self) -> BoxFuture<'_, String> {

@@ -4,13 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use hostel_tests::{
     home::Home,
-    run::{DEADLINE, until},
-    world::{INTERNET, UPLINK},
+    run::{DEADLINE, Running, host, until},
+    world::{INTERNET, UPLINK, servers},
 };
 
 use super::{
     Tests,
-    probe::{host_fetches, serve_in_guest, stranger_connects},
+    probe::{guest_fetches, host_fetches, internet, serve_in_guest, stranger_connects},
 };
 use crate::shared::{SMALL, small};
 
@@ -22,6 +22,106 @@ pub(crate) const TESTS: Tests = &[
         a_relay_beyond_loopback_is_told_loudly,
     ),
 ];
+
+pub(crate) const ALONE: Tests = &[(
+    "what_is_advised_opens_the_way_that_others_block",
+    what_is_advised_opens_the_way_that_others_block,
+)];
+
+/// Docker's rules, as its version 27 makes them.
+const DOCKER: &[u8] = b"*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+";
+
+/// What many administrators write.
+const OWN: &[u8] = b"table inet own {
+    chain through {
+        type filter hook forward priority 5; policy accept;
+        ct state established,related accept
+        reject with icmpx type admin-prohibited
+    }
+}
+";
+
+/// Rules of somebody else in this world; they go with this.
+struct Others(&'static [&'static str]);
+
+impl Others {
+    fn new(program: &[&str], rules: &[u8], table: &'static [&'static str]) -> Self {
+        let mut command = std::process::Command::new(program[0]);
+        command.args(&program[1..]);
+        let running = Running::start(&mut command, Some(rules.to_vec())).unwrap();
+        running.wait(DEADLINE).unwrap().ok();
+        Self(table)
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        let _ = host("nft", &[&["delete", "table"], self.0].concat());
+    }
+}
+
+/// Docker's rules, and an administrator's own: what `hostel` says about them is enough, and is not said any longer then.
+fn what_is_advised_opens_the_way_that_others_block() {
+    let home = Home::with_kernel().unwrap();
+    home.configure("hostel", "network=root");
+    home.import(SMALL, &small());
+    home.run(&["start", SMALL]).ok();
+    let web = SocketAddr::from((internet(), servers::HTTP));
+    let advice = || home.json(&["net", "firewall"])["advice"].clone();
+    assert!(guest_fetches(&home, SMALL, web));
+    assert_eq!(advice(), serde_json::json!([]));
+    for (program, rules, table, word) in [
+        (
+            &["iptables-restore"][..],
+            DOCKER,
+            &["ip", "filter"][..],
+            "DOCKER-USER",
+        ),
+        (&["nft", "-f", "-"], OWN, &["inet", "own"], "own through"),
+    ] {
+        let others = Others::new(program, rules, table);
+        assert!(!guest_fetches(&home, SMALL, web), "{word}");
+        let said = advice();
+        assert_eq!(said.as_array().map(Vec::len), Some(1), "{said}");
+        let said = said[0].as_str().unwrap();
+        let (_, commands) = said.rsplit_once(": ").expect("commands");
+        assert!(commands.contains(word), "{said}");
+        for shown in [
+            home.run(&["net", "firewall"]),
+            home.run(&["net"]),
+            home.run(&["doctor"]),
+        ] {
+            let text = format!("{}{}", shown.text(), shown.stderr);
+            assert!(text.contains(commands), "{text}");
+        }
+        for command in commands.split("; ") {
+            host("sh", &["-c", command]).unwrap().ok();
+        }
+        assert!(guest_fetches(&home, SMALL, web), "after {commands}");
+        assert_eq!(advice(), serde_json::json!([]), "after {commands}");
+        drop(others);
+    }
+}
 
 fn strangers_need_a_rule() {
     let home = Home::with_kernel().unwrap();

@@ -31,5 +31,6 @@ pub(crate) const TESTS: &[(&str, Tests)] = &[
 pub(crate) const ALONE: &[(&str, Tests)] = &[
     ("rooms", rooms::ALONE),
     ("names", names::ALONE),
+    ("firewall", firewall::ALONE),
     ("net_faults", faults::ALONE),
 ];

@@ -75,6 +75,15 @@ impl Stamp {
     }
 }
 
+/// What it means that no server is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Empty {
+    /// There is none.
+    Counts,
+    /// Nothing yet, when there were some: somebody may be writing the file.
+    MayPass,
+}
+
 /// Reads the files when they changed.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -82,6 +91,8 @@ pub(crate) struct Follower {
     known: Weak<Known>,
     resolvers_seen: Vec<Stamp>,
     hosts_seen: Stamp,
+    /// There were servers, and there is none now: perhaps only until the file is filled again.
+    emptied: bool,
 }
 
 impl Follower {
@@ -97,8 +108,9 @@ impl Follower {
             known: Arc::downgrade(&known),
             resolvers_seen: Vec::new(),
             hosts_seen: Stamp(None),
+            emptied: false,
         };
-        follower.look();
+        follower.look(Empty::Counts);
         (follower, known)
     }
 
@@ -115,11 +127,16 @@ impl Follower {
                 events.watch(&paths);
             }
             // After the watches are set, so that no change falls between.
-            let had = self.has_servers();
-            self = self.look_aside().await;
-            if had && !self.has_servers() {
-                next(events.as_ref(), EMPTY).await;
-                self = self.look_aside().await;
+            self = self.look_aside(Empty::MayPass).await;
+            let filled_by = Instant::now() + EMPTY;
+            while self.emptied {
+                let left = filled_by.saturating_duration_since(Instant::now());
+                let empty = if next(events.as_ref(), left).await && !left.is_zero() {
+                    Empty::MayPass
+                } else {
+                    Empty::Counts
+                };
+                self = self.look_aside(empty).await;
             }
             let pause = if events.is_some() { LOOK } else { LOOK_BLIND };
             if next(events.as_ref(), pause).await {
@@ -135,22 +152,16 @@ impl Follower {
         paths
     }
 
-    fn has_servers(&self) -> bool {
-        self.known
-            .upgrade()
-            .is_some_and(|known| !read_lock(&known.upstreams).servers.is_empty())
-    }
-
     /// Looks on a thread where that may take its time.
-    async fn look_aside(mut self) -> Self {
+    async fn look_aside(mut self, empty: Empty) -> Self {
         let look = tokio::task::spawn_blocking(move || {
-            self.look();
+            self.look(empty);
             self
         });
         look.await.expect("reading files does not panic")
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, empty: Empty) {
         let Some(known) = self.known.upgrade() else {
             return;
         };
@@ -170,10 +181,16 @@ impl Follower {
             .map(|path| Stamp::of(path))
             .collect();
         if resolvers_seen == self.resolvers_seen {
+            self.emptied = false;
+            return;
+        }
+        let conf = self.read_resolv_conf(&self.files.resolv_conf);
+        let had = !read_lock(&known.upstreams).servers.is_empty();
+        self.emptied = empty == Empty::MayPass && had && conf.upstreams.servers.is_empty();
+        if self.emptied {
             return;
         }
         self.resolvers_seen = resolvers_seen;
-        let conf = self.read_resolv_conf(&self.files.resolv_conf);
         let behind: Vec<ResolvConf> = self
             .files
             .behind_stub

@@ -60,7 +60,7 @@ impl Owner {
         let gone = || std::io::Error::other("`/proc/self` shows no such process");
         Ok(Self {
             pid: pid.as_raw_nonzero().get(),
-            started: started(pid).ok_or_else(gone)?,
+            started: stat(pid).ok_or_else(gone)?.started,
             namespace: hostel_sys::namespace::inode(std::process::id(), "pid")?,
         })
     }
@@ -76,17 +76,34 @@ impl Owner {
         };
         match test_kill_process(pid) {
             Err(rustix::io::Errno::SRCH) => true,
-            // `/proc` may hide other users' processes.
-            _ => started(pid).is_some_and(|started| started != self.started),
+            // `/proc` may hide other users' processes. One that has ended and that nobody has waited for holds nothing any more.
+            _ => stat(pid).is_some_and(|stat| stat.started != self.started || stat.has_ended()),
         }
     }
 }
 
-fn started(pid: Pid) -> Option<u64> {
+/// What `/proc/<pid>/stat` tells.
+struct Stat {
+    state: char,
+    started: u64,
+}
+
+impl Stat {
+    /// Whether it is a zombie, or less than that.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
     let text = fs_err::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // The name, in parentheses, may hold anything.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_ascii_whitespace();
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        started: fields.nth(18)?.parse().ok()?,
+    })
 }
 
 impl Mark {
@@ -199,6 +216,27 @@ mod tests {
             ..another
         };
         assert!(!mark(elsewhere).is_orphan(), "not to be seen from here");
+    }
+
+    #[test]
+    fn a_process_that_nobody_waited_for_has_ended() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        let owner = Owner {
+            pid: child.id().cast_signed(),
+            started: stat(pid).unwrap().started,
+            ..Owner::myself().unwrap()
+        };
+        assert!(!mark(owner).is_orphan());
+        drop(child.stdin.take());
+        let options =
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
+        assert!(mark(owner).is_orphan(), "a zombie");
+        child.wait().unwrap();
     }
 
     #[test]

@@ -377,7 +377,7 @@ mod tests {
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine pc-q35-7.2,memory-backend=mem0,sata=off,smbus=off,vmport=off,dump-guest-core=off
 -accel tcg
--cpu max
+-cpu max,erms=off,fsrm=off
 -smp cpus=2
 -m size=1024M
 -object memory-backend-file,id=mem0,size=1073741824,mem-path=/proc/self/fd/10,share=on,prealloc=off

@@ -39,6 +39,8 @@ pub struct Host {
     pub taken: Vec<Taken>,
     /// The host's own address towards the world.
     pub address: Option<Ipv4Addr>,
+    /// Whether it has a way to the world by IPv4.
+    pub online: bool,
     /// Whether it has a global IPv6 address.
     pub ipv6: bool,
     /// The largest packet that fits through every connected interface, at most 1500 bytes (NAT-12).
@@ -92,6 +94,7 @@ impl Host {
         Ok(Self {
             taken,
             address: preferred.or_else(|| first_v4(&addresses, |a| is_up(a.index))),
+            online: default.is_some(),
             ipv6: addresses.iter().any(|a| is_global(a.prefix.address)),
             mtu: mtu(&links),
         })

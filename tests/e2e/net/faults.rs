@@ -193,6 +193,8 @@ fn the_uplink_goes_away_and_comes_back() {
     let cut_off = !guest_fetches(&home, SMALL, http);
     ip(&["addr", "add", OTHER, "dev", "up0"]);
     ip(&["link", "set", "up0", "up"]);
+    // Its IPv6 went with it.
+    super::follow::NoIpv6::end();
     ip(&["route", "replace", "default", "via", INTERNET]);
     reaches_out(&home);
     let line = format!("wget -q -O - http://{INTERNET}/peer");

@@ -4,6 +4,7 @@ mod backends;
 mod bench;
 mod faults;
 mod firewall;
+mod follow;
 mod names;
 mod probe;
 mod reach;
@@ -33,4 +34,5 @@ pub(crate) const ALONE: &[(&str, Tests)] = &[
     ("names", names::ALONE),
     ("firewall", firewall::ALONE),
     ("net_faults", faults::ALONE),
+    ("follow", follow::ALONE),
 ];

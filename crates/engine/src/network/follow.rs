@@ -53,6 +53,7 @@ impl Live {
 
     /// Tells the guest about its network again.
     pub(super) async fn configure(&self, running: &Running) {
+        let _alone = self.telling.lock().await;
         match running.configure_again().await {
             Ok(warnings) => self.say("guest", (!warnings.is_empty()).then(|| warnings.join("; "))),
             Err(failure) => {

@@ -56,6 +56,8 @@ pub(crate) struct Live {
     pub(super) host: watch::Receiver<HostState>,
     /// What the guest was told last.
     pub(super) told: Mutex<Option<v1::GuestNetwork>>,
+    /// Held by whoever tells the guest, or takes away what it was told of.
+    pub(super) telling: tokio::sync::Mutex<()>,
     /// What is wrong now, by what it is about.
     troubles: Mutex<BTreeMap<&'static str, String>>,
     /// Whether the host's own names are ours to write; false from the end on.
@@ -104,6 +106,7 @@ impl Live {
             udp: watch::channel(udp).0,
             host,
             told: Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             troubles: Mutex::default(),
             host_turn: tokio::sync::Mutex::new(true),
             ending: CancellationToken::new(),

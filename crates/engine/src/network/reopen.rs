@@ -21,9 +21,11 @@ const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// How long QEMU may take to be gone after what its card was connected to.
 const GOING: Duration = Duration::from_millis(150);
 
-/// How long the host's IPv6 must have been there, or gone, before the VM's comes or goes; doubled up to the last when it
-/// does so often.
+/// How long the host's IPv6 must have been there before the VM's comes; doubled up to the last when it comes and goes often.
 const STEADY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(300));
+
+/// So many times longer it must have been gone before the VM's goes: often it comes back, and nothing is lost by waiting.
+const GONE: u32 = 3;
 
 /// Between two changes that are not often.
 const SELDOM: Duration = Duration::from_secs(600);
@@ -65,9 +67,17 @@ impl Patience {
     }
 }
 
-/// Waits until the host has had another answer than `has` to whether there is IPv6, for as long as `time`. Cancel safe.
+/// Waits until the host has had IPv6 for as long as `time`, and the VM has not; or until the VM has it and the host has had
+/// none for longer. Cancel safe.
+///
+/// A host that is not connected at all, such as one between two Wi-Fis, is no reason to change anything.
 async fn differs(mut host: watch::Receiver<HostState>, has: bool, time: Duration) {
-    let differs = |state: &HostState| state.host.as_ref().is_some_and(|h| h.ipv6 != has);
+    let differs = |state: &HostState| match &state.host {
+        Some(host) if has => !host.ipv6 && host.online,
+        Some(host) => host.ipv6,
+        None => false,
+    };
+    let time = if has { time * GONE } else { time };
     loop {
         if host.wait_for(differs).await.is_err() {
             // Nobody knows any more.
@@ -114,10 +124,16 @@ impl Live {
                         !has
                     }
                 };
+                // What the guest is told of a network that goes, it would take for the new card's.
+                let alone = self.telling.lock().await;
                 // Its connections lead nowhere.
                 backend.close().await;
                 drop(backend);
                 self.open_again(&running, wanted, has).await;
+                drop(alone);
+                self.configure(&running).await;
+                tracing::info!(backend = self.backend().name(), "the network is open again");
+                self.say("backend", None);
                 // One that cannot follow is not broken for it again and again.
                 follows &= self.backend().guest().ipv6.is_some() == wanted;
             }
@@ -141,8 +157,7 @@ impl Live {
                 .is_ok()
     }
 
-    /// Opens it, puts the VM's card on it and tells the guest; tried until it works. IPv6 is as wanted, or as it was when it
-    /// cannot be had.
+    /// Opens it and puts the VM's card on it; tried until it works. IPv6 is as wanted, or as it was when it cannot be had.
     async fn open_again(&self, running: &Running, mut ipv6: bool, before: bool) {
         let mut time = REOPEN.0;
         loop {
@@ -169,9 +184,6 @@ impl Live {
                     self.serve_gateway().await;
                     self.tell_names();
                     self.tell_host_names().await;
-                    self.configure(running).await;
-                    tracing::info!(backend = self.backend().name(), "the network is open again");
-                    self.say("backend", None);
                     return;
                 }
                 Err(why) if ipv6 != before => {
@@ -203,9 +215,10 @@ mod tests {
     /// Far longer than anything here takes.
     const LIMIT: Duration = Duration::from_secs(20);
 
-    fn state(ipv6: bool) -> HostState {
+    fn state(online: bool, ipv6: bool) -> HostState {
         HostState {
             host: Some(Host {
+                online,
                 ipv6,
                 ..Host::default()
             }),
@@ -236,17 +249,25 @@ mod tests {
             let waiting = differs(host.clone(), has, time);
             tokio::time::timeout(LIMIT, waiting)
         };
-        // Not known, the same, or gone again before the time was over: each time nothing.
-        let mut never = Box::pin(follow(false, LIMIT * 2));
+        // Not known, the same, gone again before the time was over, and not connected at all: each time nothing.
+        let mut comes = Box::pin(follow(false, LIMIT * 2));
         for ipv6 in [false, true, false, true, false] {
-            assert!(futures_util::poll!(&mut never).is_pending());
-            sender.send_replace(state(ipv6));
+            assert!(futures_util::poll!(&mut comes).is_pending());
+            sender.send_replace(state(true, ipv6));
         }
-        assert!(futures_util::poll!(&mut never).is_pending());
+        assert!(futures_util::poll!(&mut comes).is_pending());
+        let mut goes = Box::pin(follow(true, LIMIT * 2));
+        for online in [true, false, true, false] {
+            assert!(futures_util::poll!(&mut goes).is_pending());
+            sender.send_replace(state(online, false));
+        }
+        assert!(futures_util::poll!(&mut goes).is_pending());
         let short = Duration::from_millis(5);
-        sender.send_replace(state(true));
+        let apart = tokio::time::timeout(short * 20, differs(host.clone(), true, short));
+        assert!(apart.await.is_err(), "a host without any way out");
+        sender.send_replace(state(false, true));
         follow(false, short).await.expect("it has come");
-        sender.send_replace(state(false));
+        sender.send_replace(state(true, false));
         follow(true, short).await.expect("it has gone");
         drop(sender);
         let gone = differs(host.clone(), false, short);

@@ -119,13 +119,16 @@ impl Engine {
             return Ok((RoomPlan::default(), None));
         };
         let address = self.room_address(record, &network.record, warnings).await?;
-        let ipv6 = network.backend().guest().ipv6;
+        // A room keeps what it starts with, and the VM's may come later.
+        let ipv6 = network.backend().guest().ipv6.is_some() || network.settings.ipv6.is_none();
         let room = v1::Room {
             address: address.to_string(),
             isolated: kind == NetworkKind::Isolated,
-            ipv6_address: ipv6
-                .map(|_| network.record.ipv6_of(address).to_string())
-                .unwrap_or_default(),
+            ipv6_address: if ipv6 {
+                network.record.ipv6_of(address).to_string()
+            } else {
+                String::new()
+            },
         };
         let plan = RoomPlan {
             kind,

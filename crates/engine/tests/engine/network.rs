@@ -389,10 +389,18 @@ async fn ipv6_follows_the_host_when_nobody_has_set_it() {
         net.replaced.load(Ordering::SeqCst),
     );
     assert_eq!(counts, (3, 2));
-    // It cannot be had: the network is as it was, and is left alone from then on.
+    house.engine.close(false).await;
+}
+
+/// Then the network is as it was, and is left alone from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_that_cannot_be_had_is_told_and_nothing_breaks() {
+    let (house, _) = running().await;
+    let net = &house.world.net;
+    wires(&house).configured(1).await;
     net.refusals.store(1, Ordering::SeqCst);
     net.host_is(1500, true, &[]);
-    let still = wires(&house).configured(4).await.network.unwrap();
+    let still = wires(&house).configured(2).await.network.unwrap();
     assert_eq!(still.ipv6_address, "");
     let warnings = house.engine.network().await.unwrap().warnings;
     assert!(

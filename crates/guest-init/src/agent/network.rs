@@ -134,17 +134,16 @@ impl Network {
         Ok(link.index)
     }
 
-    /// Sets up IPv6 beyond the link-local address, which the kernel makes itself.
+    /// Sets up IPv6 beyond the link-local address, which the kernel makes itself; or takes away what there was.
     pub(crate) fn apply6(&self, index: u32) -> Result<(), NetworkError> {
-        let Some(address) = self.address6 else {
-            return Ok(());
-        };
         let routing = Routing::connect().map_err(NetworkError::Connect)?;
-        routing
-            .add_address(index, address)
-            .map_err(at("set the IPv6 address"))?;
+        if let Some(address) = self.address6 {
+            routing
+                .add_address(index, address)
+                .map_err(at("set the IPv6 address"))?;
+        }
         for old in routing.addresses().map_err(at("list addresses"))? {
-            let ours = old.index == index && old.prefix != address;
+            let ours = old.index == index && Some(old.prefix) != self.address6;
             if let IpAddr::V6(old_address) = old.prefix.address
                 && ours
                 && !old_address.is_unicast_link_local()
@@ -152,12 +151,18 @@ impl Network {
                 remove(&routing, index, old.prefix)?;
             }
         }
-        match self.gateway6 {
-            Some(gateway) => routing
+        if let Some(gateway) = self.gateway6 {
+            return routing
                 .replace_route(&Route::default_via(gateway.into(), index))
-                .map_err(at("set the IPv6 default route")),
-            None => Ok(()),
+                .map_err(at("set the IPv6 default route"));
         }
+        for old in routing.routes().map_err(at("list routes"))? {
+            if old.index == index && old.destination == Prefix::all_v6() {
+                let removed = routing.delete_route(&old);
+                removed.map_err(at("remove the IPv6 default route"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the card: of two with the address the younger one, for the other is on its way out.
@@ -395,6 +400,28 @@ mod tests {
             apply(&Network::parse(&other).unwrap());
             // The new card comes while the old one is still there.
             plug("ens4", "far4");
+            let second = apply(&network);
+            // The host has no IPv6 any more, and has it again.
+            let mut without = wanted();
+            without.ipv6_address.clear();
+            without.ipv6_gateway.clear();
+            let without = Network::parse(&without).unwrap();
+            apply(&without);
+            assert_eq!(apply(&without), second);
+            let listed = Routing::connect().unwrap();
+            let left: Vec<Prefix> = listed
+                .addresses()
+                .unwrap()
+                .iter()
+                .map(|a| a.prefix)
+                .collect();
+            let ours: Prefix = "fd00:5::144/64".parse().unwrap();
+            assert!(!left.contains(&ours), "{left:?}");
+            let ways = listed.routes().unwrap();
+            assert!(
+                !ways.iter().any(|r| r.destination == Prefix::all_v6()),
+                "{ways:?}"
+            );
             (first, apply(&network))
         });
         assert_ne!(first, second);

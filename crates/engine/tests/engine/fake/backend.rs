@@ -72,6 +72,7 @@ impl Net {
     pub(crate) fn host_is(&self, mtu: u32, ipv6: bool, addresses: &[&str]) {
         let host = Host {
             mtu,
+            online: true,
             ipv6,
             ..Host::default()
         };

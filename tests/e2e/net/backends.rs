@@ -1,12 +1,15 @@
 //! The same questions for every backend.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use hostel_tests::{
     home::kill,
     run::{DEADLINE, host, until},
     world::{
-        self, INTERNET,
+        self, INTERNET, INTERNET_V6, UPLINK_V6,
         servers::{self, DIGEST, pattern_sha256},
     },
 };
@@ -18,7 +21,7 @@ use super::{
     probe::{guest_fetches, host_fetches, internet, serve_in_guest},
     reach,
 };
-use crate::shared::{SMALL, small};
+use crate::shared::{DEBIAN_12, SMALL, debian, small};
 
 pub(crate) const TESTS: Tests = &[
     ("root_carries_everything", root_carries_everything),
@@ -54,6 +57,8 @@ fn carries_everything(backend: &'static str) {
     let bench = Bench::new(backend);
     addresses_are_the_same_everywhere(&bench);
     reach::matches_the_table(&bench);
+    ipv6_leads_out(&bench);
+    datagrams_are_relayed(&bench);
     large_transfers_arrive_whole(&bench);
     many_connections_at_once(&bench);
     the_process_behind_it_is_killed(&bench);
@@ -141,6 +146,50 @@ fn addresses_are_the_same_everywhere(bench: &Bench) {
             && room.contains(&format!("via {}", bench.gateway())),
         "{room}"
     );
+}
+
+/// This world's host has a global IPv6 address, which is all that the internet sees.
+fn ipv6_leads_out(bench: &Bench) {
+    let fetch = format!("timeout 10 wget -q -O - http://[{INTERNET_V6}]/peer");
+    for distro in [SMALL, ROOM] {
+        assert_eq!(bench.home.sh(distro, &fetch).ok(), UPLINK_V6, "{distro}");
+    }
+}
+
+/// UDP, for a server on all addresses and for one on the loopback alone; also when a datagram is too long for one packet.
+fn datagrams_are_relayed(bench: &Bench) {
+    let home = &bench.home;
+    home.import(DEBIAN_12, &debian("bookworm"));
+    for (bound, port) in [("0.0.0.0", bench.port + 3), ("127.0.0.1", bench.port + 4)] {
+        let port_text = port.to_string();
+        home.run(&["ports", "set", "--udp", &port_text, "same"])
+            .ok();
+        let _server = home.start(&[
+            "-d",
+            DEBIAN_12,
+            "--",
+            &format!(
+                "perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Proto => \"udp\", LocalAddr => \"{bound}\", LocalPort => {port}) \
+                 or die; while (defined $s->recv($m, 65000)) {{ $s->send(uc $m) }}'"
+            ),
+        ]);
+        for length in [5, 4000] {
+            let answer = until("a datagram comes back", DEADLINE, || {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+                socket.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+                let question = vec![b'x'; length];
+                socket
+                    .send_to(&question, (Ipv4Addr::LOCALHOST, port))
+                    .ok()?;
+                let mut buffer = [0; 65000];
+                let n = socket.recv(&mut buffer).ok()?;
+                Some(buffer[..n].to_vec())
+            })
+            .unwrap();
+            assert_eq!(answer, vec![b'X'; length], "at {bound}");
+        }
+        home.run(&["ports", "unset", "--udp", &port_text]).ok();
+    }
 }
 
 fn large_transfers_arrive_whole(bench: &Bench) {

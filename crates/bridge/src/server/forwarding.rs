@@ -65,6 +65,12 @@ pub(super) fn enable(bridge: &str, ipv6: bool, duties: &Duties) -> Result<(), Re
     Ok(())
 }
 
+/// Lets a namespace of our own forward IPv6, also on interfaces that come later: the way out does.
+pub(super) fn enable_everywhere() -> Result<(), Refusal> {
+    let set = sysctl::set_if_there(FORWARD6, 1);
+    set.map(drop).or_refuse("cannot switch IPv6 forwarding on")
+}
+
 /// Switches forwarding on again when somebody switched it off; whether that was so.
 pub(super) fn repair() -> std::io::Result<bool> {
     sysctl::set(FORWARD4, 1)

@@ -12,6 +12,7 @@ use rustix::{
 use super::{
     check,
     fail::OrRefuse,
+    forwarding,
     guard::Guard,
     network::{Kernel, Network},
     send, sockets, survey,
@@ -31,6 +32,7 @@ pub(super) fn host(socket: &OwnedFd) -> Result<(), Refusal> {
 
 /// Serves in a network namespace of our own, with another process outside that starts the way out.
 pub(super) fn namespace(socket: &OwnedFd, outside: Remote) -> Result<(), Refusal> {
+    forwarding::enable_everywhere()?;
     Server::begin(socket, Some(outside))?.run()
 }
 

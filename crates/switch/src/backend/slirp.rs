@@ -98,6 +98,8 @@ impl Backend for Slirp {
         let record = &self.record;
         GuestNetwork {
             dns: vec![record.resolver()],
+            // It takes an IPv6 neighbour's word for its own address alone, and the VM answers for the rooms.
+            hide_rooms: self.ipv6,
             host: if self.host_loopback {
                 Some(record.gateway)
             } else {

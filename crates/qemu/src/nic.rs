@@ -48,8 +48,8 @@ pub enum Netdev {
 /// IPv6 of the user-mode network.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct UserIpv6 {
-    /// The prefix, `fd00:1234:5678::/64`.
-    pub net: String,
+    /// The first address of its /64, `fd00:1234:5678::`.
+    pub prefix: String,
     /// The gateway's address.
     pub host: String,
 }
@@ -108,7 +108,9 @@ impl Netdev {
                     ("dns", json!(dns)),
                 ];
                 if let Some(ipv6) = ipv6 {
-                    list.push(("ipv6-net", json!(ipv6.net)));
+                    // `ipv6-net` has both in one, and is for the command line only.
+                    list.push(("ipv6-prefix", json!(ipv6.prefix)));
+                    list.push(("ipv6-prefixlen", json!(64)));
                     list.push(("ipv6-host", json!(ipv6.host)));
                 }
                 ("user", list)
@@ -169,7 +171,7 @@ mod tests {
             dhcpstart: "172.19.132.144".into(),
             dns: "172.19.128.53".into(),
             ipv6: Some(UserIpv6 {
-                net: "fd00::/64".into(),
+                prefix: "fd00::".into(),
                 host: "fd00::1".into(),
             }),
             filtered: true,
@@ -180,7 +182,8 @@ mod tests {
             user.arguments(&[]),
             json!({
                 "type": "user", "id": "net0", "ipv4": true, "ipv6": true, "net": "172.19.128.0/20", "host": "172.19.128.1",
-                "dhcpstart": "172.19.132.144", "dns": "172.19.128.53", "ipv6-net": "fd00::/64", "ipv6-host": "fd00::1"
+                "dhcpstart": "172.19.132.144", "dns": "172.19.128.53", "ipv6-prefix": "fd00::",
+                "ipv6-prefixlen": 64, "ipv6-host": "fd00::1"
             })
         );
     }

@@ -14,7 +14,7 @@ use std::{
 use hostel_model::Bytes;
 use hostel_qemu::{
     Accel, AttachDisk, BootFile, DiskError, DiskFile, DiskFormat, LaunchError, LaunchOptions,
-    Machine, MachineConfig, Netdev, Nic, PlugError, VsockDevice, probe_qemu,
+    Machine, MachineConfig, Netdev, Nic, PlugError, UserIpv6, VsockDevice, probe_qemu,
 };
 use hostel_sys::spawn::Exit;
 use serde_json::json;
@@ -384,7 +384,10 @@ async fn the_network_card_is_replaced_while_the_guest_runs() {
         host: "172.19.128.1".into(),
         dhcpstart: "172.19.132.144".into(),
         dns: "172.19.128.53".into(),
-        ipv6: None,
+        ipv6: Some(UserIpv6 {
+            prefix: "fd00::".into(),
+            host: "fd00::1".into(),
+        }),
         filtered: true,
     };
     let patience = Duration::from_secs(60);

@@ -208,8 +208,8 @@ pub enum NetdevSpec {
         dhcpstart: Ipv4Addr,
         /// Its resolver.
         dns: Ipv4Addr,
-        /// IPv6: the prefix and the gateway.
-        ipv6: Option<(String, Ipv6Addr)>,
+        /// IPv6: the first address of the /64 and the gateway.
+        ipv6: Option<(Ipv6Addr, Ipv6Addr)>,
         /// A filter for what the guest sends; `None`: nothing is filtered.
         filter: Option<FilterSpec>,
     },

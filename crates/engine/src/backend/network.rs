@@ -383,8 +383,8 @@ fn netdev(spec: NetdevSpec) -> (Netdev, Vec<OwnedFd>) {
                 host: host.to_string(),
                 dhcpstart: dhcpstart.to_string(),
                 dns: dns.to_string(),
-                ipv6: ipv6.map(|(net, host)| UserIpv6 {
-                    net,
+                ipv6: ipv6.map(|(prefix, host)| UserIpv6 {
+                    prefix: prefix.to_string(),
                     host: host.to_string(),
                 }),
                 filtered: filter.is_some(),

@@ -74,12 +74,9 @@ impl Slirp {
             dhcpstart: record.address,
             dns: record.resolver(),
             // The host may have no IPv6, and slirp would announce it all the same: every connection would first wait.
-            ipv6: self.ipv6.then(|| {
-                (
-                    format!("{}/64", record.ipv6_network()),
-                    record.ipv6_gateway(),
-                )
-            }),
+            ipv6: self
+                .ipv6
+                .then(|| (record.ipv6_network(), record.ipv6_gateway())),
             filter,
         })
     }

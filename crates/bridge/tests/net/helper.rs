@@ -87,6 +87,14 @@ fn a_plain_user_gets_the_hosts_network_through_the_helper() {
         &listen(&vm, (Ipv4Addr::UNSPECIFIED, 80)),
     );
     client.listen_dns().unwrap();
+    // Rules of others are read with the same rights.
+    world
+        .host
+        .sh("nft 'add table ip other; \
+             add chain ip other stop { type filter hook forward priority 0; policy drop; }'")
+        .unwrap();
+    let found = client.survey().unwrap().obstacles;
+    assert_eq!((found.len(), found[0].chain.as_str()), (1, "stop"));
     client.close();
     assert!(world.is_clean());
     assert!(!world.forwards());

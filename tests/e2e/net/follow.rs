@@ -22,15 +22,16 @@ pub(crate) const ALONE: Tests = &[
         packets_are_as_large_as_the_hosts_smallest_interface,
     ),
     (
-        "ipv6_goes_and_comes_with_the_hosts",
-        ipv6_goes_and_comes_with_the_hosts,
+        "ipv6_comes_and_goes_with_the_hosts",
+        ipv6_comes_and_goes_with_the_hosts,
+    ),
+    (
+        "ipv6_comes_with_the_hosts_in_every_backend",
+        ipv6_comes_with_the_hosts_in_every_backend,
     ),
 ];
 
 const ROOM: &str = "room";
-
-/// What a connection to the internet's IPv6 server seems to come from.
-const SEEN_V6: &str = "2001:db8:2::1";
 
 /// A home with a distribution that shares the network and one with an address of its own, both started.
 fn started(backend: &str) -> Home {
@@ -143,36 +144,51 @@ fn packets_are_as_large_as_the_hosts_smallest_interface() {
     }
 }
 
-/// `ipv6=auto`. The VM is started where there is none, as on a laptop whose Wi-Fi comes later.
-fn ipv6_goes_and_comes_with_the_hosts() {
-    let gone = NoIpv6::new();
-    let home = started("root");
+/// Waits until the VM has IPv6, or has none, and looks who gets out by what.
+fn ipv6_is(home: &Home, there: bool) {
+    until(&format!("IPv6: {there}"), DEADLINE, || {
+        let shown = home.sh(SMALL, "ip -6 addr show dev eth0").text();
+        // There is no card at all for a moment.
+        let inside = shown.contains("fe80::") && shown.contains("scope global") == there;
+        let told = (network(home)["ipv6"] != "") == there;
+        (inside && told).then_some(())
+    })
+    .unwrap();
     let fetch = format!("timeout 10 wget -q -O - http://[{INTERNET_V6}]/peer");
-    let is = |there: bool| {
-        until(&format!("IPv6: {there}"), DEADLINE, || {
-            let shown = home.sh(SMALL, "ip -6 addr show dev eth0").text();
-            // There is no card at all for a moment.
-            let inside = shown.contains("fe80::") && shown.contains("scope global") == there;
-            let told = (network(&home)["ipv6"] != "") == there;
-            (inside && told).then_some(())
+    for distro in [SMALL, ROOM] {
+        let reached = || home.sh(distro, &fetch).text() == UPLINK_V6;
+        if there {
+            until("IPv6 goes out", DEADLINE, || reached().then_some(())).unwrap();
+        } else {
+            assert!(!reached(), "{distro}");
+        }
+        let http = SocketAddr::from((internet(), servers::HTTP));
+        until("IPv4 goes out", DEADLINE, || {
+            guest_fetches(home, distro, http).then_some(())
         })
         .unwrap();
-        for distro in [SMALL, ROOM] {
-            let reached = || home.sh(distro, &fetch).text() == SEEN_V6;
-            if there {
-                until("IPv6 goes out", DEADLINE, || reached().then_some(())).unwrap();
-            } else {
-                assert!(!reached(), "{distro}");
-            }
-            let http = SocketAddr::from((internet(), servers::HTTP));
-            until("IPv4 goes out", DEADLINE, || {
-                guest_fetches(&home, distro, http).then_some(())
-            })
-            .unwrap();
-        }
-    };
-    is(false);
-    // A connection that has to live through all of it: to the host, over IPv4.
+    }
+}
+
+/// `ipv6=auto`. The VM is started where there is none, as on a laptop whose Wi-Fi comes later.
+fn ipv6_comes_with_the_hosts_in_every_backend() {
+    for backend in ["rootless", "passt", "slirp"] {
+        let gone = NoIpv6::new();
+        let home = started(backend);
+        let qemu = home.qemu_pids();
+        ipv6_is(&home, false);
+        drop(gone);
+        ipv6_is(&home, true);
+        assert_eq!(home.qemu_pids(), qemu, "the VM went on");
+        home.run(&["shutdown"]).ok();
+    }
+}
+
+/// A connection between VM and host lives through all of it.
+fn ipv6_comes_and_goes_with_the_hosts() {
+    let gone = NoIpv6::new();
+    let home = started("root");
+    ipv6_is(&home, false);
     let gateway: Ipv4Addr = network(&home)["gateway"].as_str().unwrap().parse().unwrap();
     let echo = servers::listen((gateway, 0).into(), servers::echo).unwrap();
     let line = format!(
@@ -190,11 +206,11 @@ fn ipv6_goes_and_comes_with_the_hosts() {
     says("one");
     let qemu = home.qemu_pids();
     drop(gone);
-    is(true);
+    ipv6_is(&home, true);
     let gone = NoIpv6::new();
-    is(false);
+    ipv6_is(&home, false);
     drop(gone);
-    is(true);
+    ipv6_is(&home, true);
     home.sh(SMALL, "touch /tmp/go").ok();
     says("one\ntwo");
     drop(talk);

@@ -181,7 +181,7 @@ fn datagrams_are_relayed(bench: &Bench) {
                 socket
                     .send_to(&question, (Ipv4Addr::LOCALHOST, port))
                     .ok()?;
-                let mut buffer = [0; 65000];
+                let mut buffer = vec![0; 65000];
                 let n = socket.recv(&mut buffer).ok()?;
                 Some(buffer[..n].to_vec())
             })

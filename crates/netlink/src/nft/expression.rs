@@ -227,6 +227,25 @@ pub(super) mod payload {
         load(TRANSPORT, 13, 1)
     }
 
+    /// Writes register 1 over an address, and mends the checksums of IPv4's header and of what is above it.
+    pub(in crate::nft) fn set_address4(which: Address) -> Expression {
+        const INTERNET_CHECKSUM: u32 = 1;
+        const CHECKSUM_OFFSET: u32 = 10;
+        const PSEUDO_HEADER: u32 = 1;
+        Expression::new(
+            "payload",
+            [
+                (5, Field::Word(1)),
+                (2, Field::Word(NETWORK)),
+                (3, Field::Word(12 + 4 * which as u32)),
+                (4, Field::Word(4)),
+                (6, Field::Word(INTERNET_CHECKSUM)),
+                (7, Field::Word(CHECKSUM_OFFSET)),
+                (8, Field::Word(PSEUDO_HEADER)),
+            ],
+        )
+    }
+
     fn load(base: u32, offset: u32, length: u32) -> Expression {
         Expression::new(
             "payload",

@@ -1,6 +1,6 @@
 //! Rules: what a packet must be, and what happens to it then.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::expression::{Comparison, Expression, ct, fib, meta, payload, verdict};
 use super::set::interface;
@@ -367,6 +367,30 @@ impl Rule {
         };
         let family = if address.is_ipv4() { 2 } else { 10 };
         rule.push(Expression::destination_nat(family, port.is_some()))
+    }
+
+    /// Writes another source into it. Nobody remembers: the answers must be changed back by another rule.
+    #[must_use]
+    pub fn rewrite_source4(self, address: Ipv4Addr) -> Self {
+        self.rewrite4(payload::Address::Source, address)
+    }
+
+    /// Writes another destination into it, as [`Rule::rewrite_source4`] does; before the packet finds its way.
+    #[must_use]
+    pub fn rewrite_destination4(self, address: Ipv4Addr) -> Self {
+        self.rewrite4(payload::Address::Destination, address)
+    }
+
+    fn rewrite4(self, which: payload::Address, address: Ipv4Addr) -> Self {
+        self.ipv4()
+            .push(Expression::put(1, &address.octets()))
+            .push(payload::set_address4(which))
+    }
+
+    /// Keeps it from the tracking of connections. At prerouting or output, with [`Priority::RAW`](super::Priority::RAW).
+    #[must_use]
+    pub fn untracked(self) -> Self {
+        self.push(Expression::empty("notrack"))
     }
 
     /// Sends it to a port of this machine. In a chain of kind nat at prerouting or output; after [`Rule::protocol`].

@@ -41,7 +41,7 @@ pub(super) fn table(network: Option<&Network>, rooms: &[&Plan]) -> Option<Table>
     let mut table = Table::inet(TABLE).chain(arriving(network, rooms));
     if let Some(network) = network {
         if let (Some(relay), Some(gateway)) = (network.relay, network.gateway) {
-            table = table.chain(redirected(relay, gateway));
+            table = table.chain(answering(relay, gateway));
         }
         if network.hide_rooms && !rooms.is_empty() {
             table = table.chain(leaving(network));
@@ -85,6 +85,11 @@ fn arriving(network: Option<&Network>, rooms: &[&Plan]) -> Chain {
         if let Some(gateway) = network.and_then(|n| n.gateway) {
             let others = to_relay().input_is(NAME).source_not(Prefix::host(gateway));
             chain = chain.rule(others.drop());
+            // Meant for the loopback. Written over without memory, because the tracking of connections has room for few thousand
+            // in a small machine, and forgets each one only two minutes after its end.
+            let meant = to_relay().input_is(NAME).protocol(Protocol::Tcp);
+            let to_loopback = meant.untracked().rewrite_destination4(Ipv4Addr::LOCALHOST);
+            chain = chain.rule(to_loopback);
         }
     }
     let local = "fe80::/10".parse().expect("a prefix");
@@ -103,21 +108,16 @@ fn arriving(network: Option<&Network>, rooms: &[&Plan]) -> Chain {
     chain
 }
 
-/// What the host sends to the relay's address is meant for the loopback.
-fn redirected(relay: Ipv4Addr, gateway: Ipv4Addr) -> Chain {
+/// The answers of the loopback to what [`arriving`] brought there.
+fn answering(relay: Ipv4Addr, gateway: Ipv4Addr) -> Chain {
     let rule = Rule::new()
-        .input_is(NAME)
-        .source(Prefix::host(gateway))
-        .destination(Prefix::host(relay))
+        .output_is(NAME)
+        .source(Prefix::host(Ipv4Addr::LOCALHOST))
+        .destination(Prefix::host(gateway))
         .protocol(Protocol::Tcp)
-        .send_to(Ipv4Addr::LOCALHOST.into(), None);
-    base(
-        "redirected",
-        Kind::Nat,
-        Hook::Prerouting,
-        Priority::DESTINATION_NAT,
-    )
-    .rule(rule)
+        .untracked()
+        .rewrite_source4(relay);
+    base("answering", Kind::Filter, Hook::Output, Priority::RAW).rule(rule)
 }
 
 /// For a way out that knows the machine alone.

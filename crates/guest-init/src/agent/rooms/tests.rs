@@ -421,6 +421,9 @@ fn the_loopback_is_open_to_the_relay_alone() {
     let loopback = machine.serve("127.0.0.1", 0, "loopback");
     host.hears(RELAY, loopback, "loopback to 172.19.128.1");
     host.hears_nothing(MACHINE, loopback);
+    // However many connections there are, none takes a place among those that are tracked.
+    let tracked = machine.sh("cat /proc/sys/net/netfilter/nf_conntrack_count || echo 0");
+    assert_eq!(tracked.1.lines().last(), Some("0"), "{}", tracked.1);
     // Another machine on the wire is not the gateway.
     host.sh("ip addr add 172.19.128.77/20 dev tap0");
     let line = format!(

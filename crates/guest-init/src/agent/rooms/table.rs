@@ -72,6 +72,11 @@ fn base(name: &str, kind: Kind, hook: Hook, priority: Priority) -> Chain {
 fn arriving(network: Option<&Network>, rooms: &[&Plan]) -> Chain {
     let mut chain = base("arriving", Kind::Filter, Hook::Prerouting, Priority::RAW);
     let loopback = Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 of 32 bits");
+    if let Some(network) = network {
+        // Nearly all there is, and nothing below is about it: the fewer questions, the faster.
+        let own = Rule::new().destination(Prefix::host(network.address.address));
+        chain = chain.rule(own.source_not(loopback).input_is(NAME).accept());
+    }
     for outside in [NAME, ROOMS] {
         let from = || Rule::new().input_is(outside);
         chain = chain
@@ -111,9 +116,9 @@ fn arriving(network: Option<&Network>, rooms: &[&Plan]) -> Chain {
 /// The answers of the loopback to what [`arriving`] brought there.
 fn answering(relay: Ipv4Addr, gateway: Ipv4Addr) -> Chain {
     let rule = Rule::new()
-        .output_is(NAME)
         .source(Prefix::host(Ipv4Addr::LOCALHOST))
         .destination(Prefix::host(gateway))
+        .output_is(NAME)
         .protocol(Protocol::Tcp)
         .untracked()
         .rewrite_source4(relay);

@@ -16,12 +16,13 @@ pub(crate) const ALL: u16 = 7000;
 
 /// A home with one backend, one distribution and a server in it.
 pub(crate) struct Site {
+    // Ends before the home, which waits until no process is left.
+    _server: Running,
     pub(crate) home: Home,
     /// The machine's address.
     pub(crate) address: IpAddr,
     /// By which programs a process gets to where the gateway is.
     pub(crate) gateway: Vec<String>,
-    _server: Running,
 }
 
 impl Site {

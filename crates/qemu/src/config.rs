@@ -210,7 +210,7 @@ pub fn kernel_command_line(accel: Accel, extra: &str) -> String {
     // No self-tests, no waiting for entropy, no probing for hardware that is not there: 0.4 to 0.6 s of a start under TCG.
     line.push_str(" cryptomgr.notests random.trust_cpu=on no_timer_check 8250.nr_uarts=1");
     line.push_str(" i8042.noaux i8042.nokbd audit=0 nowatchdog");
-    for parameter in accel.clock_parameters() {
+    for parameter in accel.kernel_parameters() {
         line.push(' ');
         line.push_str(parameter);
     }

@@ -10,11 +10,13 @@
 //! | `HOSTEL_TEST_SKIP_FILE` | file that a line is appended to for each skipped test |
 //! | `HOSTEL_TEST_KERNEL_DEB` | a package of Debian's cloud kernel to use instead of one from apt |
 
+mod docker;
 mod fixture;
 mod need;
 pub mod run;
 mod space;
 
+pub use docker::DOCKER_RULES;
 pub use fixture::{busybox_tar, cache_dir, debian_tar, kernel_deb};
 pub use need::{Need, require, skip};
 pub use space::Space;

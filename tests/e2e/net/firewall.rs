@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use hostel_testkit::DOCKER_RULES;
 use hostel_tests::{
     home::Home,
     run::{DEADLINE, Running, host, until},
@@ -27,29 +28,6 @@ pub(crate) const ALONE: Tests = &[(
     "what_is_advised_opens_the_way_that_others_block",
     what_is_advised_opens_the_way_that_others_block,
 )];
-
-/// Docker's rules, as its version 27 makes them.
-const DOCKER: &[u8] = b"*filter
-:INPUT ACCEPT [0:0]
-:FORWARD DROP [0:0]
-:OUTPUT ACCEPT [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-";
 
 /// What many administrators write.
 const OWN: &[u8] = b"table inet own {
@@ -93,7 +71,7 @@ fn what_is_advised_opens_the_way_that_others_block() {
     for (program, rules, table, word) in [
         (
             &["iptables-restore"][..],
-            DOCKER,
+            DOCKER_RULES.as_bytes(),
             &["ip", "filter"][..],
             "DOCKER-USER",
         ),

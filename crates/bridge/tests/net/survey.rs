@@ -4,31 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use crate::world::*;
 use hostel_bridge::{Mode, Obstacle, Survey};
-use hostel_testkit::{Need, Space, require};
-
-/// Docker's, as its version 27 makes them.
-const DOCKER: &str = "iptables-nft-restore <<'END'
-*filter
-:INPUT ACCEPT [0:0]
-:FORWARD DROP [0:0]
-:OUTPUT ACCEPT [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-END";
+use hostel_testkit::{DOCKER_RULES, Need, Space, require};
 
 /// firewalld's, as its version 1.3 makes them, with the way out in another zone than what is in none.
 const FIREWALLD: &str = "nft -f - <<'END'
@@ -103,6 +79,7 @@ fn what_is_in_the_way_is_named_and_gone_with_the_rules_that_are_advised() {
     talk(&vm, to, &web);
     assert_eq!(client.survey().unwrap(), Survey::default());
 
+    let docker_rules = format!("iptables-nft-restore <<'END'\n{DOCKER_RULES}END");
     // Each row: rules of others, what is found, and the way out.
     let docker = Obstacle {
         docker_user: true,
@@ -110,7 +87,7 @@ fn what_is_in_the_way_is_named_and_gone_with_the_rules_that_are_advised() {
     };
     for (rules, found, way_out, remove) in [
         (
-            DOCKER,
+            docker_rules.as_str(),
             docker,
             "iptables-nft -I DOCKER-USER -i hostel0 -j ACCEPT; iptables-nft -I DOCKER-USER -o hostel0 -j ACCEPT",
             "delete table ip filter",

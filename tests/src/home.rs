@@ -41,7 +41,7 @@ impl Home {
         fs_err::create_dir_all(dir.path().join("c/hostel"))?;
         fs_err::write(
             dir.path().join("c/hostel/hostel.conf"),
-            "[wsl2]\nmemory=1GB\nprocessors=2\n",
+            "[wsl2]\nmemory=1GB\n",
         )?;
         Ok(Self {
             dir,

@@ -65,8 +65,8 @@ pub(crate) fn status(r: &v1::StatusReply) -> Value {
         json!({
             "state": v.state, "accel": v.accel, "accel_reason": v.accel_reason, "qemu_pid": v.qemu_pid,
             "qemu_version": v.qemu_version, "machine": v.machine, "channel": v.channel, "memory_bytes": v.memory_bytes,
-            "resident_bytes": v.resident_bytes, "cpus": v.cpus, "kernel_release": v.kernel_release,
-            "uptime_ms": v.uptime_ms, "boot_ms": v.boot_ms, "last_end": v.last_end,
+            "resident_bytes": v.resident_bytes, "cpus": v.cpus, "cpus_reason": v.cpus_reason,
+            "kernel_release": v.kernel_release, "uptime_ms": v.uptime_ms, "boot_ms": v.boot_ms, "last_end": v.last_end,
         })
     });
     json!({

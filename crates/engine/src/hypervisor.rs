@@ -77,6 +77,8 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub cpus: u32,
+    /// Why these are fewer or slower than the host's, when they are.
+    pub cpus_reason: String,
     /// Why it has no network, when it has none.
     pub no_network: String,
 }

@@ -726,6 +726,7 @@ impl Engine {
         status.memory_bytes = info.memory_bytes;
         status.resident_bytes = running.machine.resident_bytes();
         status.cpus = info.cpus;
+        status.cpus_reason.clone_from(&info.cpus_reason);
         status.kernel_release.clone_from(&running.kernel_release);
         status.uptime_ms = running.started.elapsed().as_millis() as u64;
         status.boot_ms = running.boot_ms;

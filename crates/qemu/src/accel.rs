@@ -23,22 +23,16 @@ impl Accel {
 
     /// Returns what the guest's kernel has to be told because of it.
     ///
-    /// - TCG's processor does not say that its time-stamp counter is constant, so the kernel would take the HPET: an access to
-    ///   a device, under QEMU's one lock, each time that somebody asks for the time. The counter is the host's own, the same
-    ///   for all processors (`cpu_get_tsc` in QEMU). KVM has a clock of its own for this.
-    /// - When the first control group with the memory controller appears, the kernel writes over its own code in every
-    ///   function that takes memory, by way of a breakpoint (`text_poke_bp`). With several processors TCG sometimes goes on
-    ///   executing the breakpoint that is no longer there, for ever, on all that come by. Without the accounting of the
-    ///   kernel's own memory nothing is written over.
+    /// TCG's processor does not say that its time-stamp counter is constant, so the kernel would take the HPET: an access to
+    /// a device, under QEMU's one lock, each time that somebody asks for the time. The counter is the host's own, the same
+    /// for all processors (`cpu_get_tsc` in QEMU). KVM has a clock of its own for this.
     pub(crate) fn kernel_parameters(self) -> &'static [&'static str] {
-        const UNACCOUNTED: &str = "cgroup.memory=nokmem,nosocket";
         static STEADY: LazyLock<bool> = LazyLock::new(|| {
             has_steady_counter(&fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default())
         });
         match self {
-            Self::Tcg if *STEADY => &[UNACCOUNTED, "tsc=reliable"],
-            Self::Tcg => &[UNACCOUNTED],
-            Self::Kvm => &[],
+            Self::Tcg if *STEADY => &["tsc=reliable"],
+            Self::Tcg | Self::Kvm => &[],
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     config::{MAX_SPARE_PORTS, MachineConfig},
     nic::{self, FILTER_ID, FILTER_SOCKETS, NETDEV_ID, NIC_ID, Netdev, PORT_ID},
     probe::SANDBOX,
+    threads::Threads,
 };
 
 /// Id of the memory and of the machine's built-in devices; part of the saved state, so never changed lightly.
@@ -238,7 +239,11 @@ pub(crate) fn command_line(config: &MachineConfig, fds: &Inherited) -> Vec<OsStr
         r#type: &config.machine,
         memory_backend: MEMORY_ID,
     });
-    args.switch("-accel", config.accel.as_str());
+    let mut accel = Opts::new(config.accel.as_str());
+    if config.cpus > 1 && Threads::of(config.accel, config.qemu.version) == Threads::One {
+        accel = accel.put("thread", "single");
+    }
+    args.opts("-accel", accel);
     args.switch("-cpu", &config.cpu);
     args.opts("-smp", Opts::new("").put("cpus", config.cpus));
     args.opts(
@@ -376,7 +381,7 @@ mod tests {
 -S
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine pc-q35-7.2,memory-backend=mem0,sata=off,smbus=off,vmport=off,dump-guest-core=off
--accel tcg
+-accel tcg,thread=single
 -cpu max,erms=off,fsrm=off
 -smp cpus=2
 -m size=1024M

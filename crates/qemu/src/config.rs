@@ -94,7 +94,7 @@ pub enum ConfigError {
 }
 
 /// The present value of [`MachineConfig::layout`].
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 impl MachineConfig {
     /// Describes a machine with what is usual: one processor, 1 GiB, six spare ports, no network.

@@ -13,6 +13,7 @@ mod machine;
 mod nic;
 mod probe;
 mod qmp;
+mod threads;
 
 pub use self::{
     accel::{Accel, AccelChoice, AccelRequest, KvmUnavailable, choose_accel, probe_accel},
@@ -26,4 +27,5 @@ pub use self::{
     nic::{Netdev, Nic, UserIpv6},
     probe::{ProbeError, QemuBinary, Version, probe_qemu},
     qmp::{COMMAND_TIMEOUT, Event, Qmp, QmpError, Status},
+    threads::Threads,
 };

@@ -78,7 +78,7 @@ fn status_text(reply: &v1::StatusReply) -> String {
             format!("{} held now", Bytes(vm.resident_bytes))
         };
         facts.add("memory", with(&size(vm.memory_bytes), &held));
-        facts.add("cpus", number(vm.cpus));
+        facts.add("cpus", with(&number(vm.cpus), &vm.cpus_reason));
         facts.add("kernel", vm.kernel_release.clone());
         facts.add(
             "boot took",
@@ -273,12 +273,18 @@ mod tests {
             uptime_ms: 61_000,
             memory_bytes: 4 << 30,
             resident_bytes: 200 << 20,
+            cpus: 1,
+            cpus_reason: "they take turns".into(),
             ..Default::default()
         });
         let text = status_text(&reply);
         assert!(text.contains("machine        running (for 1m 1s)\naccelerator    tcg (the CPU shows no vmx or svm)\n"), "{text}");
         assert!(
             text.contains("memory         4.0 GiB (200 MiB held now)\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("cpus           1 (they take turns)\n"),
             "{text}"
         );
         assert!(!text.contains("qemu"), "{text}");

@@ -1,5 +1,6 @@
 //! The VM for real: what the configuration asks for, what the host gives, and QEMU started with both.
 
+mod checks;
 mod files;
 mod machine;
 mod network;

@@ -1,8 +1,9 @@
 //! What a start works from: QEMU, the accelerator, the kernel, memory and processors.
 
 use hostel_model::{Bytes, ErrorCode, Failure};
-use hostel_proto::v1;
-use hostel_qemu::{Accel, AccelChoice, AccelRequest, QemuBinary, probe_accel, probe_qemu};
+use hostel_qemu::{
+    Accel, AccelChoice, AccelRequest, QemuBinary, Threads, Version, probe_accel, probe_qemu,
+};
 use hostel_wslconf::MachineConf;
 
 use super::{
@@ -15,7 +16,7 @@ use crate::{engine::lock, kernels};
 const TCG_MEMORY: Bytes = Bytes::gib(4);
 
 /// Less available memory than this on the host is too little to start a VM.
-const LEAST_MEMORY: Bytes = Bytes::mib(384);
+pub(super) const LEAST_MEMORY: Bytes = Bytes::mib(384);
 
 /// What a start works from.
 pub(super) struct Plan {
@@ -24,12 +25,24 @@ pub(super) struct Plan {
     pub(super) accel: AccelChoice,
     pub(super) files: BootFiles,
     pub(super) memory: Bytes,
-    pub(super) cpus: u32,
+    host_cpus: u32,
+}
+
+impl Plan {
+    /// See [`cpus`].
+    pub(super) fn cpus(&self) -> (u32, String) {
+        cpus(
+            &self.conf,
+            self.host_cpus,
+            self.accel.accel,
+            self.qemu.version,
+        )
+    }
 }
 
 impl VmBackend {
     /// Finds QEMU; the answer is kept until the program changes its place.
-    fn find_qemu(&self) -> Result<QemuBinary, Failure> {
+    pub(super) fn find_qemu(&self) -> Result<QemuBinary, Failure> {
         if let Some(known) = lock(&self.qemu).clone()
             && known.path.is_file()
         {
@@ -43,7 +56,7 @@ impl VmBackend {
         Ok(found)
     }
 
-    fn choose_accel(&self, conf: &MachineConf) -> Result<AccelChoice, Failure> {
+    pub(super) fn choose_accel(&self, conf: &MachineConf) -> Result<AccelChoice, Failure> {
         let request = match conf.hostel.accel {
             hostel_wslconf::Accel::Auto => AccelRequest::Auto,
             hostel_wslconf::Accel::Kvm => AccelRequest::Kvm,
@@ -91,9 +104,8 @@ impl VmBackend {
         if conf.wsl2.memory.is_none() && accel.accel == Accel::Tcg {
             memory = memory.min(TCG_MEMORY);
         }
-        let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let (cpus, capped) = conf.processors_for(host_cpus);
-        if capped {
+        let host_cpus = host_cpus();
+        if let (cpus, true) = conf.processors_for(host_cpus) {
             warnings.push(format!(
                 "the setting `processors` asks for more than the host's {host_cpus}; the VM gets {cpus}"
             ));
@@ -120,83 +132,40 @@ impl VmBackend {
                 accel,
                 files,
                 memory,
-                cpus: cpus.min(255),
+                host_cpus,
             },
             warnings,
         ))
     }
+}
 
-    /// Checks what a start needs, for `doctor`. Blocks for some 0.1 s; on a multi-threaded runtime only.
-    pub fn checks(&self) -> Vec<v1::Check> {
-        let mut checks = Vec::new();
-        let mut say = |name: &str, result: Result<String, Failure>| {
-            let (verdict, found, next_step) = match result {
-                Ok(found) => ("ok", found, String::new()),
-                Err(failure) => (
-                    "error",
-                    failure.message,
-                    failure.hints.into_iter().next().unwrap_or_default(),
-                ),
-            };
-            checks.push(v1::Check {
-                name: name.to_owned(),
-                verdict: verdict.to_owned(),
-                found,
-                next_step,
-            });
-        };
-        tokio::task::block_in_place(|| {
-            let conf = self.read_conf();
-            say(
-                "configuration",
-                conf.clone().map(|(_, w)| {
-                    if w.is_empty() {
-                        "read".to_owned()
-                    } else {
-                        w.join("; ")
-                    }
-                }),
-            );
-            let conf = conf.map(|(c, _)| c).unwrap_or_default();
-            say(
-                "qemu",
-                self.find_qemu()
-                    .map(|q| format!("{} {}, {}", q.path.display(), q.version, q.machine)),
-            );
-            say(
-                "accel",
-                self.choose_accel(&conf)
-                    .map(|a| format!("{}: {}", a.accel, a.reason)),
-            );
-            say(
-                "guest program",
-                match &self.init {
-                    Some(path) if path.is_file() => Ok(path.display().to_string()),
-                    _ => Err(Failure::new(
-                        ErrorCode::VmStart,
-                        "`hostel-init` is not beside `hosteld`",
-                    )
-                    .hint("cargo xtask build --release")),
-                },
-            );
-            say(
-                "host memory",
-                match host_memory() {
-                    (_, available) if available < LEAST_MEMORY => Err(Failure::new(
-                        ErrorCode::OutOfMemory,
-                        format!("{available} available"),
-                    )
-                    .hint("end some programs")),
-                    (total, available) => Ok(format!("{available} of {total} available")),
-                },
-            );
-        });
-        checks
+/// The most processors that the machine type takes.
+const MOST_CPUS: u32 = 255;
+
+/// Returns the processors of a VM: as set, else all of the host's, but one where more would only take turns. With it the
+/// reason, a clause, when they are fewer or slower for that.
+pub(super) fn cpus(
+    conf: &MachineConf,
+    host_cpus: u32,
+    accel: Accel,
+    qemu: Version,
+) -> (u32, String) {
+    let (cpus, _) = conf.processors_for(host_cpus);
+    let cpus = cpus.min(MOST_CPUS);
+    if cpus == 1 || Threads::of(accel, qemu) == Threads::Each {
+        return (cpus, String::new());
     }
+    let reason = format!("without KVM, processors take turns on one thread of QEMU {qemu}");
+    (conf.wsl2.processors.map_or(1, |_| cpus), reason)
+}
+
+/// Returns how many processors this process may use.
+pub(super) fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 
 /// Returns the host's memory: all of it, and what programs can still get (proc(5), meminfo).
-fn host_memory() -> (Bytes, Bytes) {
+pub(super) fn host_memory() -> (Bytes, Bytes) {
     let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
         text.lines()
@@ -210,4 +179,38 @@ fn host_memory() -> (Bytes, Bytes) {
             .map_or(Bytes(u64::MAX), |kib| Bytes(kib.saturating_mul(1024)))
     };
     (field("MemTotal:"), field("MemAvailable:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use hostel_wslconf::FileKind;
+
+    use super::*;
+
+    #[test]
+    fn processors_that_would_take_turns_are_one_unless_asked_for() {
+        let version = |major| Version {
+            major,
+            minor: 2,
+            micro: 0,
+        };
+        for (text, host, accel, qemu, want) in [
+            ("", 8, Accel::Kvm, 7, (8, false)),
+            ("", 8, Accel::Tcg, 9, (8, false)),
+            ("", 8, Accel::Tcg, 7, (1, true)),
+            ("", 1, Accel::Tcg, 7, (1, false)),
+            ("processors=4", 8, Accel::Tcg, 7, (4, true)),
+            ("processors=1", 8, Accel::Tcg, 7, (1, false)),
+            ("processors=4", 8, Accel::Tcg, 9, (4, false)),
+            ("", 1000, Accel::Kvm, 9, (255, false)),
+        ] {
+            let (conf, _) = MachineConf::parse(&format!("[wsl2]\n{text}\n"), FileKind::HostelConf);
+            let (got, reason) = cpus(&conf, host, accel, version(qemu));
+            assert_eq!(
+                (got, !reason.is_empty()),
+                want,
+                "{text} {host} {accel} {qemu}: {reason}"
+            );
+        }
+    }
 }

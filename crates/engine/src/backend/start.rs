@@ -160,7 +160,8 @@ impl VmBackend {
             plan.files.initramfs.clone(),
         );
         config.memory = plan.memory;
-        config.cpus = plan.cpus;
+        let (cpus, cpus_reason) = plan.cpus();
+        config.cpus = cpus;
         config.append = kernel_command_line(plan.accel.accel, &plan.conf.wsl2.kernel_command_line);
         let descriptors = match nic {
             Some((nic, descriptors)) => {
@@ -238,7 +239,8 @@ impl VmBackend {
             machine: plan.qemu.machine.clone(),
             channel: channel_name.to_owned(),
             memory_bytes: plan.memory.0,
-            cpus: plan.cpus,
+            cpus,
+            cpus_reason,
             no_network: network.why_none.clone(),
         };
         let configure = v1::ConfigureRequest {

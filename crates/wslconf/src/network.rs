@@ -9,8 +9,7 @@ use serde::Serialize;
 
 use crate::{
     HostelSection, MachineConf,
-    machine::{items, port},
-    value::{Values, word},
+    value::{Values, items, port, word},
 };
 
 /// How the VM is connected to the host.

@@ -219,6 +219,47 @@ pub(crate) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Why> {
     })
 }
 
+/// Returns the good items of a key that holds a list; the others are noted. `None` when the key is not given, or gives
+/// items but no good one.
+pub(crate) fn items<T>(
+    v: &mut Values,
+    key: &str,
+    parse: impl Fn(&str) -> Result<T, Why>,
+) -> Option<Vec<T>> {
+    let entry = v.entry(&[key])?;
+    let mut found = Vec::new();
+    let mut bad = false;
+    for part in list(&entry.value) {
+        match parse(part) {
+            Ok(item) => found.push(item),
+            Err(why) => {
+                bad = true;
+                let problem = Problem::BadItem {
+                    key: entry.written.clone(),
+                    value: shown(part),
+                    why,
+                };
+                v.warn(&entry, v.level(), problem);
+            }
+        }
+    }
+    (!bad || !found.is_empty()).then_some(found)
+}
+
+/// Reads a port: 1 to 65535.
+pub(crate) fn port(text: &str) -> Result<u16, Why> {
+    let port = integer(text).ok().and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| *port > 0)
+        .ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
+}
+
+/// Returns the parts of a list: between commas, without the empty ones.
+pub(crate) fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -368,15 +368,12 @@ fn background_children_outlive_the_command() {
         before.elapsed() < Duration::from_secs(60),
         "the client did not wait for the child"
     );
-    home.sh(DEBIAN_12, "nohup sleep 4321 > /dev/null 2>&1 & true")
-        .ok();
-    assert_eq!(
-        home.sh(DEBIAN_12, "pgrep -f 'sleep 4321' | wc -l")
-            .ok()
-            .as_str()
-            .trim(),
-        "2"
-    );
+    // The shell must not end, and hang its terminal up, before `nohup` has asked not to hear of it.
+    home.sh(
+        DEBIAN_12,
+        "nohup sleep 4321 > /dev/null 2>&1 & until pgrep -f '^sleep 4321'; do sleep 0.1; done",
+    )
+    .ok();
     home.sh(DEBIAN_12, "pkill -f '^sleep 4321'").ok();
 }
 
@@ -431,10 +428,14 @@ fn an_interrupt_is_forwarded_through_pipes() {
         "-d",
         DEBIAN_12,
         "--",
-        "trap 'echo caught; exit 42' INT; echo ready; while :; do sleep 0.2; done",
+        "trap 'echo caught; exit 42' INT; echo ready; touch /root/trapped; while :; do sleep 0.2; done",
     ]);
-    let there = || home.sh(DEBIAN_12, "pgrep -f '[c]aught'").status.success();
-    until("the command runs", DEADLINE, || there().then_some(())).unwrap();
+    let there = || {
+        home.sh(DEBIAN_12, "rm /root/trapped 2> /dev/null")
+            .status
+            .success()
+    };
+    until("the command is ready", DEADLINE, || there().then_some(())).unwrap();
     kill(client.pid(), Signal::INT);
     let output = client.wait(DEADLINE).unwrap();
     assert_eq!(

@@ -127,6 +127,9 @@ pub trait Machine: Send + Sync {
     /// Detaches a disk that the guest does not use any more; one that is not attached is success.
     fn detach<'a>(&'a self, serial: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
 
+    /// Takes its network card away; none is success.
+    fn unplug_nic(&self) -> BoxFuture<'_, Result<(), Failure>>;
+
     /// Connects its network card to what stands behind this backend now.
     fn replace_nic<'a>(&'a self, backend: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>>;
 

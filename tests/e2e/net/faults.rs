@@ -88,9 +88,15 @@ fn a_flushed_table_comes_back() {
 fn a_removed_bridge_or_tap_comes_back() {
     let home = started("root");
     let qemu = home.qemu_pids();
-    host("ip", &["link", "del", &bridge(&home)]).unwrap().ok();
-    reaches_out(&home);
+    let card = || home.sh(SMALL, "cat /sys/class/net/eth0/ifindex").ok();
+    let before = card();
+    let bridge = bridge(&home);
+    for link in [bridge.clone(), format!("{bridge}-tap")] {
+        host("ip", &["link", "del", &link]).unwrap().ok();
+        reaches_out(&home);
+    }
     assert_eq!(home.qemu_pids(), qemu, "the VM went on");
+    assert_eq!(card(), before, "its card has not been away");
 }
 
 fn a_killed_daemon_leaves_no_network() {

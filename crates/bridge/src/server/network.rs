@@ -43,6 +43,8 @@ pub(super) struct Network {
     /// The bridge, and the table.
     pub(super) name: String,
     pub(super) tap: String,
+    /// The open file behind the tap, which the VM holds as well.
+    device: OwnedFd,
     mark: Mark,
     host_loopback: Option<Ipv4Addr>,
     fingerprint: Option<Fingerprint>,
@@ -53,7 +55,7 @@ pub(super) struct Network {
 pub(super) struct Found {
     /// What was put back, in a few words.
     pub(super) repaired: Vec<&'static str>,
-    /// The tap is gone, which cannot be put back: its other end is gone as well.
+    /// The tap is not where it was, and no other can be put in its place.
     pub(super) tap_lost: bool,
 }
 
@@ -68,6 +70,7 @@ impl Network {
         host_loopback: Ipv4Addr,
     ) -> Result<(Self, OwnedFd), Refusal> {
         let _lock = surroundings::lock();
+        let device = tap::open().map_err(|error| no_tun(&error))?;
         surroundings::clean_orphans(kernel)?;
         surroundings::collisions(&kernel.routing, &up)?;
         let mark = Mark {
@@ -77,6 +80,7 @@ impl Network {
         let name = make_bridge(kernel, &up, &mark)?;
         let mut network = Self {
             tap: format!("{name}-tap"),
+            device,
             host_loopback: up.host_loopback.then_some(host_loopback),
             name,
             up,
@@ -103,11 +107,13 @@ impl Network {
         self.keep_bridge(kernel)?;
         // The rules stand before the first packet can come.
         self.write_table(kernel, self.up.firewall.clone())?;
-        let tap = tap::open().map_err(|error| no_tun(&error))?;
-        tap::create(&tap, &self.tap).or_refuse(format_args!("cannot make `{}`", self.tap))?;
+        tap::create(&self.device, &self.tap)
+            .or_refuse(format_args!("cannot make `{}`", self.tap))?;
         self.keep_tap(kernel)?;
         forwarding::enable(&self.name, self.up.ipv6.is_some(), &self.mark.duties)?;
-        Ok(tap)
+        self.device
+            .try_clone()
+            .or_refuse("cannot hand the tap over")
     }
 
     /// Replaces the rules for connections from outside, in one step.
@@ -153,9 +159,16 @@ impl Network {
         if self.keep_bridge(kernel)? && found.repaired.is_empty() {
             found.repaired.push("the bridge's settings");
         }
+        // The VM's end of it is the same open file: to the VM it is as if a cable had been out for a moment.
+        let lost = !self.has_tap(kernel);
+        if lost && tap::create(&self.device, &self.tap).is_ok() {
+            tap::suit_virtio_net(&self.device)
+                .or_refuse(format_args!("cannot set `{}` up", self.tap))?;
+            found.repaired.push("the tap");
+        }
         match self.keep_tap(kernel) {
-            Ok(false) => {}
-            Ok(true) => found.repaired.push("the tap's settings"),
+            Ok(true) if !lost => found.repaired.push("the tap's settings"),
+            Ok(_) => {}
             Err(_) if !self.has_tap(kernel) => found.tap_lost = true,
             Err(refusal) => return Err(refusal),
         }

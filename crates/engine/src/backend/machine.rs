@@ -89,16 +89,20 @@ impl Machine for QemuVm {
         })
     }
 
+    fn unplug_nic(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let unplugged = self.machine.unplug_nic(NIC_TIME).await;
+            unplugged.map_err(|e| no_card(&e))
+        })
+    }
+
     fn replace_nic<'a>(&'a self, backend: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            let failed = |e: &dyn std::error::Error| {
-                Failure::from_error(ErrorCode::Unsupported, e).hint("hostel shutdown")
-            };
-            let (nic, fds) = super::network::nic(backend).await.map_err(|e| failed(&e))?;
-            self.machine
-                .replace_nic(&nic, fds, NIC_TIME)
+            let (nic, fds) = super::network::nic(backend)
                 .await
-                .map_err(|e| failed(&e))
+                .map_err(|e| no_card(&e))?;
+            let replaced = self.machine.replace_nic(&nic, fds, NIC_TIME).await;
+            replaced.map_err(|e| no_card(&e))
         })
     }
 
@@ -131,6 +135,11 @@ impl Machine for QemuVm {
     fn resident_bytes(&self) -> u64 {
         self.machine.resident_bytes().map_or(0, |b| b.0)
     }
+}
+
+/// Says that the card of a running VM could not be changed.
+fn no_card(error: &dyn std::error::Error) -> Failure {
+    Failure::from_error(ErrorCode::Unsupported, error).hint("hostel shutdown")
 }
 
 /// Waits for the guest's next connection; `None` when the channel is closed.

@@ -126,7 +126,10 @@ impl Live {
                 };
                 // What the guest is told of a network that goes, it would take for the new card's.
                 let alone = self.telling.lock().await;
-                // Its connections lead nowhere.
+                // Before what is behind it goes, which QEMU would not survive.
+                if let Err(failure) = running.machine.unplug_nic().await {
+                    tracing::warn!(%failure, "the VM keeps a card that leads nowhere");
+                }
                 backend.close().await;
                 drop(backend);
                 self.open_again(&running, wanted, has).await;

@@ -41,6 +41,8 @@ pub(crate) struct Net {
     pub(crate) opened: AtomicU32,
     pub(crate) closed: AtomicU32,
     pub(crate) replaced: AtomicU32,
+    /// How many networks had been closed at each unplugging of the card.
+    pub(crate) unplugged: Mutex<Vec<u32>>,
     /// Rules that the backend was given, in order.
     pub(crate) rules: watch::Sender<Vec<Vec<Rule>>>,
     broken: watch::Sender<u32>,
@@ -61,6 +63,7 @@ impl Default for Net {
             opened: AtomicU32::new(0),
             closed: AtomicU32::new(0),
             replaced: AtomicU32::new(0),
+            unplugged: Mutex::default(),
             rules: watch::channel(Vec::new()).0,
             broken: watch::channel(0).0,
         }

@@ -215,6 +215,13 @@ impl Machine for FakeMachine {
         async { Ok(()) }.boxed()
     }
 
+    fn unplug_nic(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        let net = &self.world.net;
+        let closed = net.closed.load(Ordering::SeqCst);
+        net.unplugged.lock().unwrap().push(closed);
+        async { Ok(()) }.boxed()
+    }
+
     fn replace_nic<'a>(&'a self, _: &'a dyn Backend) -> BoxFuture<'a, Result<(), Failure>> {
         self.world.net.replaced.fetch_add(1, Ordering::SeqCst);
         async { Ok(()) }.boxed()

@@ -38,6 +38,8 @@ pub struct Timeouts {
     pub distro_start: Duration,
     /// How long a distribution may take to end before it is killed, when the request does not say.
     pub distro_stop: Duration,
+    /// How long an agent that has dialled in may take to greet.
+    pub greeting: Duration,
     /// How long the VM may take to power off before QEMU is killed.
     pub vm_stop: Duration,
 }
@@ -49,6 +51,7 @@ impl Default for Timeouts {
             vm_idle: Some(Duration::from_secs(60)),
             distro_start: Duration::from_secs(60),
             distro_stop: Duration::from_secs(10),
+            greeting: Duration::from_secs(30),
             vm_stop: Duration::from_secs(30),
         }
     }

@@ -163,7 +163,7 @@ impl Running {
 }
 
 /// Says that an agent takes too long.
-pub(super) fn unsettled() -> Failure {
+fn unsettled() -> Failure {
     Failure::new(
         ErrorCode::VmStart,
         format!(

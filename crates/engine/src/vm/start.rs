@@ -20,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Boot, Running, SETTLE, running::unsettled};
+use super::{Boot, Running, SETTLE};
 use crate::{
     engine::{Engine, lock},
     hypervisor::{Booted, DiskPlan},
@@ -28,6 +28,21 @@ use crate::{
     network::Live,
     streams::GuestStream,
 };
+
+/// A VM whose agent has greeted, the disk with modules to give it, and what its agent tells.
+type Greeted = (Arc<Running>, Option<DiskPlan>, Streaming<v1::AgentEvent>);
+
+/// Says that an agent that has dialled in says nothing more.
+fn silent(patience: Duration) -> Failure {
+    Failure::new(
+        ErrorCode::VmHung,
+        format!(
+            "the agent in the VM did not greet within {} s",
+            patience.as_secs()
+        ),
+    )
+    .hint("hostel logs console")
+}
 
 /// Speaks gRPC over a connection that the agent dialled. It is used once: a lost agent dials again.
 pub(super) async fn connect(
@@ -133,14 +148,8 @@ impl Engine {
             self.vm.apply(VmEvent::Start, |_| {})?;
             let begun = Instant::now();
             let warnings = Mutex::new(Vec::new());
-            let result = {
-                let warn = |text: String| lock(&warnings).push(text);
-                match self.hypervisor.boot(&disks, &warn).await {
-                    Ok(booted) => self.greet(booted, begun).await,
-                    Err(failure) => Err(failure),
-                }
-            };
-            match result {
+            let warn = |text: String| lock(&warnings).push(text);
+            match self.boot_and_greet(&disks, begun, &warn).await {
                 Ok((running, modules, events)) => {
                     self.vm.apply(VmEvent::Ready, |inner| {
                         inner.running = Some(Arc::clone(&running));
@@ -179,12 +188,31 @@ impl Engine {
         })
     }
 
-    /// Greets an agent that has dialled in and begins to settle its machine, which is killed when that fails.
-    async fn greet(
+    /// Boots a VM and greets its agent. One that hangs between the two is started once more.
+    async fn boot_and_greet(
         self: &Arc<Self>,
-        booted: Booted,
+        disks: &[DiskPlan],
         begun: Instant,
-    ) -> Result<(Arc<Running>, Option<DiskPlan>, Streaming<v1::AgentEvent>), Failure> {
+        warn: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<Greeted, Failure> {
+        let booted = self.hypervisor.boot(disks, warn).await?;
+        match self.greet(booted, begun).await {
+            // A translator that lost an interrupt of the guest, which was seen with QEMU 10.0 on a very busy host: the next
+            // boot knows nothing of it.
+            Err(failure) if failure.code == ErrorCode::VmHung => {
+                warn(format!(
+                    "the VM hung while it started and is started once more: {}",
+                    failure.message
+                ));
+                let booted = self.hypervisor.boot(disks, warn).await?;
+                self.greet(booted, begun).await
+            }
+            greeted => greeted,
+        }
+    }
+
+    /// Greets an agent that has dialled in and begins to settle its machine, which is killed when that fails.
+    async fn greet(self: &Arc<Self>, booted: Booted, begun: Instant) -> Result<Greeted, Failure> {
         let Booted {
             machine,
             control,
@@ -231,8 +259,9 @@ impl Engine {
                 .into_inner();
             Ok((running, modules, events))
         };
+        let patience = self.timeouts().greeting;
         let result = tokio::select! {
-            result = tokio::time::timeout(SETTLE, work) => result.unwrap_or_else(|_| Err(unsettled())),
+            result = tokio::time::timeout(patience, work) => result.unwrap_or_else(|_| Err(silent(patience))),
             how = machine.ended() => {
                 Err(Failure::new(ErrorCode::VmStart, format!("the VM ended while it started: {how}"))
                     .hint("hostel logs console"))

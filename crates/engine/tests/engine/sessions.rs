@@ -315,6 +315,27 @@ async fn a_distro_that_does_not_start_leaves_the_others_alone() {
     assert_eq!(house.world.boots.load(Ordering::SeqCst), 1);
 }
 
+/// A VM that hangs after its agent has dialled in is started once more, which is said; not for ever.
+#[tokio::test]
+async fn a_vm_that_hangs_before_it_greets_is_started_once_more() {
+    let house = house(Timeouts {
+        greeting: Duration::from_millis(200),
+        ..Timeouts::default()
+    });
+    register(house.engine.registry(), "deb", 1);
+    house.world.silent.store(2, Ordering::SeqCst);
+    let failure = house.engine.exec(command("deb", "true")).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::VmHung);
+    assert_eq!(house.world.boots.load(Ordering::SeqCst), 2);
+    house.world.silent.store(1, Ordering::SeqCst);
+    let mut events = house.engine.exec(command("deb", "true")).await.unwrap();
+    opened(&mut events).await;
+    let (exited, warnings) = end(&mut events).await;
+    exited.unwrap();
+    assert_eq!(warnings, 4, "those of two boots and of settling, and why");
+    assert_eq!(house.world.boots.load(Ordering::SeqCst), 4);
+}
+
 #[tokio::test]
 async fn what_is_idle_ends_by_itself_and_what_is_not_stays() {
     let timeouts = Timeouts {

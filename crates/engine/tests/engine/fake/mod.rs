@@ -50,6 +50,8 @@ pub(crate) struct World {
     /// The machine settles only when `settle` is notified.
     pub(crate) settles_late: AtomicBool,
     pub(crate) settle: Notify,
+    /// So many agents dial in and never greet.
+    pub(crate) silent: AtomicU32,
     /// Distributions cannot be stopped: their disk stays mounted.
     pub(crate) stuck: AtomicBool,
     /// Starts of distributions fail.
@@ -329,6 +331,14 @@ impl Agent for FakeAgent {
         &self,
         _: Request<v1::AgentGreetRequest>,
     ) -> Result<Response<v1::AgentGreetReply>, Status> {
+        let less = |n: u32| n.checked_sub(1);
+        let silent = &self.0.silent;
+        if silent
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+        {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(v1::AgentGreetReply {
             generation: GENERATION,
             ..v1::AgentGreetReply::default()

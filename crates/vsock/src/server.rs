@@ -15,7 +15,7 @@ use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::{
-    device::{BACKEND_EVENT, Device},
+    device::{BACKEND_EVENT, Device, LOOK_EVENT},
     port::Ports,
 };
 
@@ -131,6 +131,7 @@ fn serve_one(
             .map_err(told)?;
     for handler in daemon.get_epoll_handlers() {
         handler.register_listener(device.events_fd(), EventSet::IN, BACKEND_EVENT)?;
+        handler.register_listener(device.look_fd(), EventSet::IN, LOOK_EVENT)?;
     }
     let mut accepting = Listener::from(listener.try_clone()?);
     let served = daemon.start(&mut accepting).map_err(told).and_then(|()| {

@@ -19,7 +19,13 @@ use std::{
     },
 };
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::{
+    event::{EventfdFlags, epoll, eventfd},
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
 use tracing::debug;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringState, VringT as _};
@@ -44,6 +50,19 @@ const TX: usize = 1;
 const MAX_QUEUE_SIZE: usize = 1024;
 /// The library's number for "something of the backend's own happened"; those up to [`NUM_QUEUES`] are taken.
 pub(crate) const BACKEND_EVENT: u64 = NUM_QUEUES as u64 + 1;
+/// Its number for "it is time to look whether anything happened".
+pub(crate) const LOOK_EVENT: u64 = BACKEND_EVENT + 1;
+
+/// How long a notification that got lost goes unnoticed.
+///
+/// The guest tells of a packet only when it sees that the device sleeps, and for that its store of the packet must be seen
+/// before its look. TCG with one processor leaves the barrier between the two out (its atomic operations are not, without
+/// CF_PARALLEL), although the device runs on another processor of the host. What is missed once is missed for ever: the guest
+/// does not tell twice.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 250_000_000,
+};
 
 /// How many chains of one queue are worked on before the other has its turn.
 const BUDGET: usize = 256;
@@ -69,6 +88,8 @@ pub(crate) struct Device {
     /// Descriptor of the events of sockets and of `wake`.
     events: OwnedFd,
     wake: OwnedFd,
+    /// A timer, of [`LOOK`].
+    look: OwnedFd,
     /// The queue thread is to end.
     ending: AtomicBool,
     state: Mutex<State>,
@@ -78,6 +99,15 @@ impl Device {
     pub(crate) fn new(guest_cid: u64, ports: Arc<Ports>) -> io::Result<Self> {
         let mux = Mux::new(guest_cid, ports)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let look = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let often = Itimerspec {
+            it_interval: LOOK,
+            it_value: LOOK,
+        };
+        timerfd_settime(&look, TimerfdTimerFlags::empty(), &often)?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(
             &events,
@@ -96,6 +126,7 @@ impl Device {
             memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
             events,
             wake,
+            look,
             ending: AtomicBool::new(false),
             state: Mutex::new(State {
                 mux,
@@ -113,6 +144,11 @@ impl Device {
     /// Returns the descriptor that the queue thread must watch with [`BACKEND_EVENT`]. It lives as long as this value.
     pub(crate) fn events_fd(&self) -> RawFd {
         self.events.as_raw_fd()
+    }
+
+    /// Returns the descriptor that it must watch with [`LOOK_EVENT`]; the same holds.
+    pub(crate) fn look_fd(&self) -> RawFd {
+        self.look.as_raw_fd()
     }
 
     /// Makes the queue thread end.
@@ -138,7 +174,9 @@ impl Device {
     /// Moves packets both ways until nothing is left to do, or others should have their turn.
     fn pump(&self, vrings: &[VringRwLock]) {
         let mut state = self.lock();
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        for told in [&self.wake, &self.look] {
+            let _ = rustix::io::read(told, &mut [0; 8]);
+        }
         // Also when the queues are not running yet: the events are noted in the connections and lose nothing by waiting.
         state.mux.socket_events();
         let (Some(rx), Some(tx)) = (vrings.get(RX), vrings.get(TX)) else {

@@ -236,7 +236,7 @@ pub enum Event {
     Repaired(String),
     /// This could not be put back; it is tried again.
     Trouble(Refusal),
-    /// The tap is gone, and with it the VM's card: only a new [`Request::Up`] gives a new one.
+    /// The tap is gone and could not be made again, so the VM's card leads nowhere: only a new [`Request::Up`] gives another one.
     TapLost,
     /// The state of the way out changed.
     Uplink(Uplink),

@@ -34,5 +34,6 @@ pub(crate) const ALONE: &[(&str, Tests)] = &[
     ("names", names::ALONE),
     ("firewall", firewall::ALONE),
     ("net_faults", faults::ALONE),
+    ("record", record::ALONE),
     ("follow", follow::ALONE),
 ];

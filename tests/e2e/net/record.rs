@@ -11,12 +11,10 @@ use super::Tests;
 use crate::shared::{SMALL, small};
 
 pub(crate) const TESTS: Tests = &[
-    ("addresses_stay_over_restarts", addresses_stay_over_restarts),
     (
         "a_taken_range_is_renewed_with_one_warning",
         a_taken_range_is_renewed_with_one_warning,
     ),
-    ("the_user_chooses_addresses", the_user_chooses_addresses),
     ("no_network_at_all", no_network_at_all),
     (
         "modes_that_are_not_ours_fall_back",
@@ -34,6 +32,12 @@ pub(crate) const TESTS: Tests = &[
         "ipv6_goes_out_where_the_host_has_it",
         ipv6_goes_out_where_the_host_has_it,
     ),
+];
+
+/// While their VM is off, the next VM of another test would take the range that it had.
+pub(crate) const ALONE: Tests = &[
+    ("addresses_stay_over_restarts", addresses_stay_over_restarts),
+    ("the_user_chooses_addresses", the_user_chooses_addresses),
 ];
 
 fn home() -> Home {

@@ -27,7 +27,7 @@ use crate::{
     network::Live,
 };
 
-/// How long an agent that has dialled in may take to greet and to settle the machine.
+/// How long an agent that has greeted may take to settle the machine.
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// How long a small question to the agent may take.

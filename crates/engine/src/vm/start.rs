@@ -146,10 +146,9 @@ impl Engine {
                 });
             }
             self.vm.apply(VmEvent::Start, |_| {})?;
-            let begun = Instant::now();
             let warnings = Mutex::new(Vec::new());
             let warn = |text: String| lock(&warnings).push(text);
-            match self.boot_and_greet(&disks, begun, &warn).await {
+            match self.boot_and_greet(&disks, &warn).await {
                 Ok((running, modules, events)) => {
                     self.vm.apply(VmEvent::Ready, |inner| {
                         inner.running = Some(Arc::clone(&running));
@@ -192,9 +191,9 @@ impl Engine {
     async fn boot_and_greet(
         self: &Arc<Self>,
         disks: &[DiskPlan],
-        begun: Instant,
         warn: &(dyn Fn(String) + Send + Sync),
     ) -> Result<Greeted, Failure> {
+        let begun = Instant::now();
         let booted = self.hypervisor.boot(disks, warn).await?;
         match self.greet(booted, begun).await {
             // A translator that lost an interrupt of the guest, which was seen with QEMU 10.0 on a very busy host: the next
@@ -204,6 +203,7 @@ impl Engine {
                     "the VM hung while it started and is started once more: {}",
                     failure.message
                 ));
+                let begun = Instant::now();
                 let booted = self.hypervisor.boot(disks, warn).await?;
                 self.greet(booted, begun).await
             }
